@@ -1,0 +1,1 @@
+//! The local API: what `unum` asks of its own node's daemon.

@@ -1,0 +1,1 @@
+//! Joining, membership, certificates and gossip between daemons.

@@ -1,0 +1,1 @@
+//! Between unumd and unum-init on one node.

@@ -1,0 +1,1 @@
+//! Running, watching and signalling programs on any node.

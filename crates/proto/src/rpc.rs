@@ -1,0 +1,1 @@
+//! Frames and envelopes of the RPC layer.

@@ -1,0 +1,1 @@
+//! Commands and replies of the file tree, which is part of the registry.

@@ -1,0 +1,1 @@
+//! unum-tests
