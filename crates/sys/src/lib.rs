@@ -1,1 +1,3 @@
 //! unum-sys
+
+pub mod namespace;
