@@ -5,4 +5,5 @@
 //! must outlive the machine is in the stores. Decisions are in `unum_core`; this crate performs
 //! them.
 
+pub mod membership;
 pub mod settings;

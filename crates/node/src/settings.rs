@@ -57,9 +57,9 @@ impl Default for Settings {
             certificate_lifetime: Duration::from_secs(24 * 3600),
             certificate_renew_after: None,
             token_lifetime: Duration::from_secs(3600),
-            gossip_period: Duration::from_millis(300),
-            gossip_timeout: Duration::from_millis(120),
-            gossip_suspicion: Duration::from_millis(800),
+            gossip_period: Duration::from_millis(250),
+            gossip_timeout: Duration::from_millis(100),
+            gossip_suspicion: Duration::from_millis(750),
             raft_heartbeat: Duration::from_millis(100),
             raft_election_min: Duration::from_millis(350),
             raft_election_max: Duration::from_millis(600),
@@ -317,8 +317,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn format_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
-    let (size, unit) =
-        units.iter().find(|(size, _)| ms >= *size && ms % size == 0).unwrap_or(&(1, "ms"));
+    let (size, unit) = units
+        .iter()
+        .find(|(size, _)| ms >= *size && ms.is_multiple_of(*size))
+        .unwrap_or(&(1, "ms"));
     format!("{}{unit}", ms / size)
 }
 
