@@ -1,1 +1,3 @@
 //! unum-node
+
+pub mod store;
