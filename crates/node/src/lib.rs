@@ -7,3 +7,4 @@
 
 pub mod membership;
 pub mod settings;
+pub mod store;
