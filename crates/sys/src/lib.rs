@@ -1,1 +1,4 @@
 //! unum-sys
+
+pub mod fds;
+pub mod world;
