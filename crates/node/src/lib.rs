@@ -7,3 +7,5 @@
 
 pub mod membership;
 pub mod settings;
+pub mod system;
+pub mod tasks;
