@@ -7,5 +7,6 @@
 
 pub mod membership;
 pub mod settings;
+pub mod store;
 pub mod system;
 pub mod tasks;
