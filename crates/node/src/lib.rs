@@ -8,3 +8,5 @@
 pub mod membership;
 pub mod settings;
 pub mod store;
+pub mod system;
+pub mod tasks;

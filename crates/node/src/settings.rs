@@ -350,12 +350,13 @@ fn path(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err("it must be an absolute path".into()) }
 }
 
-/// A name is shown in tables and typed on command lines: letters, digits, `-`, `_` and `.`.
+/// A node's name is also a host name and a file name.
 pub fn node_name(text: &str) -> Result<String, String> {
     const NODE_NAME_LENGTH_MAX: usize = 63;
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.is_empty() || text.len() > NODE_NAME_LENGTH_MAX || !text.chars().all(fits) {
-        return Err("a name has 1 to 63 letters, digits, '-', '_' or '.'".into());
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let edges = text.starts_with('-') || text.ends_with('-');
+    if text.is_empty() || text.len() > NODE_NAME_LENGTH_MAX || edges || !text.chars().all(fits) {
+        return Err("a name has 1 to 63 of a-z, 0-9 and inner hyphens".into());
     }
     Ok(text.into())
 }
@@ -425,17 +426,18 @@ fn shown_optional_duration(duration: &Option<Duration>) -> String {
     duration.as_ref().map(shown_duration).unwrap_or_default()
 }
 
-/// The machine's name up to the first dot, with what a node's name cannot hold replaced.
+/// The machine's name up to the first dot, as far as a node's name can hold it.
 fn host_name() -> String {
     let uname = rustix::system::uname();
     let full = uname.nodename().to_string_lossy().into_owned();
-    let short = full.split('.').next().unwrap_or_default();
+    let short = full.split('.').next().unwrap_or_default().to_ascii_lowercase();
     let clean: String = short
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' })
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
         .take(63)
         .collect();
-    if clean.is_empty() { "node".into() } else { clean }
+    let clean = clean.trim_matches('-');
+    if clean.is_empty() { "node".into() } else { clean.into() }
 }
 
 #[cfg(test)]
