@@ -4,3 +4,6 @@
 pub mod fds;
 pub mod namespace;
 pub mod world;
+//! unum-sys: the one crate that may use `unsafe`, for what Linux offers and safe crates do not.
+
+pub mod fuse;
