@@ -2,8 +2,6 @@
 //! names to system calls that no other crate gives whole.
 
 pub mod fds;
+pub mod fuse;
 pub mod namespace;
 pub mod world;
-//! unum-sys: the one crate that may use `unsafe`, for what Linux offers and safe crates do not.
-
-pub mod fuse;
