@@ -50,6 +50,8 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(15);
 /// One piece of a snapshot, and its installation.
 pub const SNAPSHOT_PIECE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a shutdown waits for the log's writer, which may itself wait for a full disk.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 const _: () = assert!(BATCH_BYTES_MAX <= COMMAND_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX < APPEND_BYTES_MAX);

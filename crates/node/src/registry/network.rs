@@ -11,16 +11,13 @@ use openraft::errors::{
 use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    VoteRequest, VoteResponse,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AsyncRuntime, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::message::TransferLeaderError;
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
-use super::limits::{
-    SNAPSHOT_INSTALL_TIMEOUT, SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECE_TIMEOUT,
-};
+use super::limits::{SNAPSHOT_INSTALL_TIMEOUT, SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECE_TIMEOUT};
 use super::offload::Offload;
 use super::snapshots::SnapshotFile;
 use super::transport::{Answer, Call, Transport, Unreached};
@@ -178,7 +175,7 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
         &mut self,
         req: TransferLeaderRequest<Types<RT>>,
         option: RPCOption,
-    ) -> Result<Result<(), TransferLeaderError<Types<RT>>>, RPCError<Types<RT>>> {
+    ) -> Result<TransferLeaderResponse<Types<RT>>, RPCError<Types<RT>>> {
         let call = Call::Transfer(wire::TransferRequest {
             from: Some(vote_to_wire(*req.from_leader())),
             to: req.to_node_id().0,

@@ -218,7 +218,8 @@ impl<'a> Writer<'a> {
 }
 
 pub fn load(file: &SnapshotFile) -> Result<Loaded, SnapshotError> {
-    let mut input = Reader { file, offset: 0, whole: crc32fast::Hasher::new(), ahead: Bytes::new() };
+    let mut input =
+        Reader { file, offset: 0, whole: crc32fast::Hasher::new(), ahead: Bytes::new() };
     input.header()?;
     let Some(first) = input.record()? else { return Err(input.damaged("it has no head")) };
     let Some(Kind::Head(head)) = first.kind else {
