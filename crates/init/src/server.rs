@@ -372,7 +372,7 @@ impl World {
                 BlockError::TooMany => "too many PID blocks".to_owned(),
                 BlockError::BadRange(lo, hi) => {
                     format!(
-                        "{lo}..{hi} is not a PID block: it must lie in 301..4194304, size 64 up"
+                        "{lo}..{hi} is not a PID block: it must lie in 301..4194304, size 256 up"
                     )
                 }
                 BlockError::Overlap(lo) => format!("the block at {lo} overlaps the one before"),

@@ -223,6 +223,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         /// A reader that loses its connection at any moment and goes on where it stood gets each byte
         /// once and in order.
         #[test]

@@ -439,9 +439,22 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 fn reset_signals() {
+    // The kernel's sigaction with all zero is SIG_DFL without flags, on every architecture.
+    let default = [0u64; 8];
+    let set_size = 8usize;
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of ours; numbers that cannot be set only fail.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: `default` is larger than the structure that the kernel reads, and SIG_DFL runs no
+        // code of ours; numbers that cannot be set only fail. The C library refuses the two signals
+        // that it keeps for itself, which a starter may have left ignored.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                set_size,
+            );
+        }
     }
     set_mask(libc::SIG_SETMASK, &empty_set());
 }

@@ -1,10 +1,8 @@
 //! Programs with a terminal, on the real kernel.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use unum_proto::init::*;
 
 #[test]
@@ -112,7 +110,7 @@ fn a_hang_up_reaches_all_of_the_session() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
     for ask in [
-        with_terminal(&["bash", "-ic", "sleep 1000 & echo $!; sleep 1000"]),
+        with_terminal(&["bash", "--norc", "-ic", "sleep 1000 & echo $!; sleep 1000"]),
         with_pipes(&["bash", "-c", "set -m; sleep 1000 & echo $!; sleep 1000"]),
     ] {
         let pid = spawn(&mut client, ask);
