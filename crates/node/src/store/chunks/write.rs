@@ -306,7 +306,7 @@ impl Index {
                         segment.tombs.push(tomb);
                     }
                 }
-                (Change::Delete(_) | Change::Carry(_), Body::Put { .. }) => {}
+                (Change::Delete(_) | Change::Carry(_), Body::Put { .. } | Body::Void { .. }) => {}
             }
             at += head.span() as u32;
         }

@@ -18,6 +18,8 @@ mod format;
 mod queue;
 mod reader;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
