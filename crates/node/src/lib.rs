@@ -5,6 +5,8 @@
 //! must outlive the machine is in the stores. Decisions are in `unum_core`; this crate performs
 //! them.
 
+pub mod api;
+pub mod cluster;
 pub mod membership;
 pub mod settings;
 pub mod store;

@@ -28,8 +28,6 @@ pub struct Settings {
     /// Members of this group may change the cluster besides root.
     pub admin_group: Option<String>,
     pub certificate_lifetime: Duration,
-    /// Age at which a certificate is renewed; two thirds of its life when `None`.
-    pub certificate_renew_after: Option<Duration>,
     pub token_lifetime: Duration,
     pub gossip_period: Duration,
     pub gossip_timeout: Duration,
@@ -55,7 +53,6 @@ impl Default for Settings {
             advertise: None,
             admin_group: None,
             certificate_lifetime: Duration::from_secs(24 * 3600),
-            certificate_renew_after: None,
             token_lifetime: Duration::from_secs(3600),
             gossip_period: Duration::from_millis(250),
             gossip_timeout: Duration::from_millis(100),
@@ -114,12 +111,11 @@ pub const KEYS: &[Key] = &[
         "Members of this group may change the cluster (tokens, join, leave, remove, down), besides \
          root"
     ),
-    key!(certificate_lifetime, lifetime, shown_duration, "How long a node's certificate is valid"),
     key!(
-        certificate_renew_after,
-        optional_duration,
-        shown_optional_duration,
-        "Age at which it is renewed. Default: two thirds of its life"
+        certificate_lifetime,
+        lifetime,
+        shown_duration,
+        "How long a node's certificate is valid; it is renewed at two thirds of that"
     ),
     key!(token_lifetime, lifetime, shown_duration, "How long a join token is valid"),
     key!(gossip_period, short_time, shown_duration, "One other node is probed this often"),
@@ -240,10 +236,6 @@ impl Settings {
         text
     }
 
-    pub fn certificate_renew_after(&self) -> Duration {
-        self.certificate_renew_after.unwrap_or(self.certificate_lifetime * 2 / 3)
-    }
-
     /// The local API's socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("unumd.sock")
@@ -341,10 +333,6 @@ fn short_time(text: &str) -> Result<Duration, String> {
     within(text, Duration::from_millis(10), Duration::from_secs(60))
 }
 
-fn optional_duration(text: &str) -> Result<Option<Duration>, String> {
-    if text.is_empty() { Ok(None) } else { lifetime(text).map(Some) }
-}
-
 fn path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("it must be an absolute path".into()) }
@@ -420,10 +408,6 @@ fn shown<T: std::fmt::Display + 'static>(value: &T) -> String {
 
 fn shown_duration(duration: &Duration) -> String {
     quoted(&format_duration(*duration))
-}
-
-fn shown_optional_duration(duration: &Option<Duration>) -> String {
-    duration.as_ref().map(shown_duration).unwrap_or_default()
 }
 
 /// The machine's name up to the first dot, as far as a node's name can hold it.

@@ -418,33 +418,6 @@ pub struct Entry {
     pub membership: Option<Membership>,
 }
 
-/// A record of the journal under the log. They are replayed in order.
-#[derive(Clone, PartialEq, Message)]
-pub struct JournalRecord {
-    #[prost(oneof = "journal_record::Kind", tags = "1, 2, 3, 4, 5")]
-    pub kind: Option<journal_record::Kind>,
-}
-
-pub mod journal_record {
-    use super::*;
-
-    #[derive(Clone, PartialEq, Oneof)]
-    pub enum Kind {
-        #[prost(message, tag = "1")]
-        Entry(Entry),
-        #[prost(message, tag = "2")]
-        Vote(Vote),
-        #[prost(message, tag = "3")]
-        Committed(LogId),
-        /// Entries after this one are void.
-        #[prost(message, tag = "4")]
-        Truncated(LogPosition),
-        /// Entries up to this one are in a snapshot.
-        #[prost(message, tag = "5")]
-        Purged(LogId),
-    }
-}
-
 /// The last entry that is left; absent when none is.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct LogPosition {
@@ -493,6 +466,9 @@ pub struct CountersRecord {
     pub blocks_freed: Vec<u32>,
     #[prost(bytes = "bytes", tag = "6")]
     pub history: Bytes,
+    /// The time of the last entry.
+    #[prost(fixed64, tag = "7")]
+    pub time_ns: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

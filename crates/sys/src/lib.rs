@@ -2,5 +2,6 @@
 //! names to system calls that no other crate gives whole.
 
 pub mod fds;
+pub mod fuse;
 pub mod namespace;
 pub mod world;

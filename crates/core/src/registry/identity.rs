@@ -7,7 +7,7 @@ use unum_proto::registry::Found;
 use super::limits::{AUTHORITIES_MAX, AUTHORITY_PEM_SIZE_MAX, CLUSTER_NAME_SIZE_MAX};
 use super::nodes::check_name;
 use super::refused::{Field, Refused};
-use super::time::Time;
+use crate::time::Time;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -16,7 +16,6 @@ mod pids;
 mod refused;
 mod replies;
 pub mod snapshot;
-mod time;
 mod tokens;
 mod values;
 pub mod voters;
@@ -38,10 +37,10 @@ pub use nodes::{Certificate, Node, Nodes};
 pub use pids::Pids;
 pub use refused::{Field, Refused};
 pub use replies::Replies;
-pub use time::Time;
 pub use tokens::{Token, TokenHash, Tokens, role_name};
 pub use values::{Value, Values};
 
+use crate::time::Time;
 use replies::Recalled;
 
 /// Everything that the cluster agrees on.
@@ -54,6 +53,8 @@ pub struct State {
     values: Values,
     replies: Replies,
     history: History,
+    /// The time of the last entry.
+    time: Time,
 }
 
 /// A running digest of all commands and replies: equal on two nodes that have applied the same
@@ -93,6 +94,11 @@ impl State {
         &self.values
     }
 
+    /// The time of the last log entry.
+    pub fn time(&self) -> Time {
+        self.time
+    }
+
     pub fn history(&self) -> History {
         self.history
     }
@@ -100,7 +106,9 @@ impl State {
     /// Runs the commands of a log entry in order. The replies are encoded: most of them leave
     /// over the network, and so they are remembered.
     pub fn execute(&mut self, batch: &Batch) -> Vec<Bytes> {
-        let now = Time(batch.time_ns);
+        // A new leader's clock may lag behind the former one's: time never goes back.
+        self.time = self.time.max(Time(batch.time_ns));
+        let now = self.time;
         batch.proposals.iter().map(|proposal| self.execute_one(now, proposal)).collect()
     }
 

@@ -14,7 +14,7 @@ use super::limits::{
     NODES_MAX, WHY_SIZE_MAX,
 };
 use super::refused::{Field, Refused};
-use super::time::Time;
+use crate::time::Time;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

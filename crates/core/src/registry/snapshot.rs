@@ -13,7 +13,8 @@ use unum_proto::registry::{
 };
 
 use super::replies::LaneReplies;
-use super::{Certificate, History, Identity, Node, State, Time, Token, Value};
+use super::{Certificate, History, Identity, Node, State, Token, Value};
+use crate::time::Time;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotFault {
@@ -81,6 +82,7 @@ impl Restore {
         self.state.replies.use_last = record.use_last;
         self.state.pids.block_next = record.block_next;
         self.state.pids.freed = record.blocks_freed.into_iter().collect();
+        self.state.time = Time(record.time_ns);
         let history = record.history.as_ref().try_into();
         self.state.history =
             History(history.map_err(|_| SnapshotFault::Senseless("a history of another size"))?);
@@ -180,6 +182,7 @@ fn counters(state: &State) -> CountersRecord {
         block_next: state.pids.block_next,
         blocks_freed: state.pids.freed.iter().copied().collect(),
         history: Bytes::copy_from_slice(&state.history.0),
+        time_ns: state.time.0,
     }
 }
 

@@ -3,6 +3,8 @@
 //! Invariant: a token lets in one node at most. A used or expired one is remembered for a while so
 //! that its holder learns what is wrong with it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use imbl::OrdMap;
 use unum_proto::ids::NodeId;
@@ -10,7 +12,7 @@ use unum_proto::registry::{CreateToken, Role};
 
 use super::limits::{TOKEN_MEMORY_MS, TOKEN_TTL_MS_MAX, TOKENS_MAX};
 use super::refused::{Field, Refused};
-use super::time::Time;
+use crate::time::Time;
 
 /// blake3 of a token's secret.
 pub type TokenHash = [u8; 32];
@@ -57,7 +59,7 @@ impl Tokens {
         if self.map.len() >= TOKENS_MAX {
             return Err(Refused::Limit(Field::Tokens, TOKENS_MAX as u64));
         }
-        let expires = now.plus_ms(command.ttl_ms);
+        let expires = now.after(Duration::from_millis(command.ttl_ms));
         let creator_uid = command.uid;
         self.map.insert(hash, Token { role, expires, creator_node, creator_uid, used_by: None });
         Ok(())
@@ -90,7 +92,8 @@ impl Tokens {
     }
 
     fn sweep(&mut self, now: Time) {
-        let over = |token: &Token| token.expires.plus_ms(TOKEN_MEMORY_MS) <= now;
+        let over =
+            |token: &Token| token.expires.after(Duration::from_millis(TOKEN_MEMORY_MS)) <= now;
         if self.map.values().any(over) {
             self.map = self
                 .map

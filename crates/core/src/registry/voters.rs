@@ -6,11 +6,12 @@
 //! Leaves out: carrying the change out (consensus does) and who is alive (gossip knows).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use unum_proto::ids::NodeId;
 use unum_proto::registry::Role;
 
-use super::time::Time;
+use crate::time::Time;
 
 /// More voters cost every write a further copy and protect against ever rarer losses.
 pub const VOTERS_MAX: usize = 5;
@@ -41,7 +42,7 @@ impl Member {
     fn long_dead(&self, now: Time) -> bool {
         match self.health {
             Health::Alive => false,
-            Health::DeadSince(since) => now >= since.plus_ms(VOTER_DEAD_MS),
+            Health::DeadSince(since) => now >= since.after(Duration::from_millis(VOTER_DEAD_MS)),
         }
     }
 }

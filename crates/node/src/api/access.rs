@@ -50,9 +50,8 @@ mod tests {
 
     #[test]
     fn root_and_the_group_may() {
-        let access = Access {
-            group: Some(("ops".into(), group_id("root:x:0:\nops:x:27:ann\n", "ops"))),
-        };
+        let access =
+            Access { group: Some(("ops".into(), group_id("root:x:0:\nops:x:27:ann\n", "ops"))) };
         let user = |uid, groups: &[u32]| Caller {
             uid,
             gid: uid,

@@ -7,9 +7,11 @@
 pub mod codec;
 pub mod gossip;
 pub mod loads;
+pub mod service;
 
 pub use codec::{Identity, RUN_STRIDE};
 pub use gossip::{MemberState, MemberView, Timings, View};
+pub use service::{Membership, ServiceLoad};
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,10 @@
 //! registry knows). The formats are written down in `docs/spec/journal.md`.
 
 pub mod disk;
+pub mod journal;
 pub mod limits;
 
 pub use disk::{Disk, DiskError, DiskFile, DiskLock, Open, RealDisk, Space};
+pub use journal::{
+    Journal, JournalError, JournalOptions, JournalQueue, JournalReader, Record, Tail,
+};

@@ -7,16 +7,26 @@
 //! Left out on purpose: asynchrony (every call blocks; callers keep a thread for it), memory maps
 //! and permissions.
 
+mod fault;
+mod memory;
+mod overlay;
 mod real;
+mod sim;
+#[cfg(test)]
+mod tests;
+mod volatile;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
 use super::limits::FILE_NAME_BYTES_MAX;
 
+pub use fault::Fault;
 pub use real::RealDisk;
+pub use sim::SimDisk;
+pub use volatile::VolatileDisk;
 
 /// One directory on a disk.
 pub trait Disk: Send + Sync {
@@ -210,4 +220,9 @@ pub fn replace_whole(disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<(), Di
         return Err(error);
     }
     disk.sync_dir()
+}
+
+/// Nothing that these locks protect is left half changed by a panic.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
