@@ -75,8 +75,8 @@ pub struct Files {
     handles: Mutex<Handles>,
     /// Protects the set of lock owners of this node. Never held across an await.
     lock_owners: Mutex<LockOwners>,
-    /// Protects the list of inodes whose extents want merging. Never held across an await.
-    ragged: Mutex<HashSet<Ino>>,
+    /// Protects the list of places in files whose extents want merging. Never held across an await.
+    ragged: Mutex<HashSet<(Ino, u64)>>,
 }
 
 impl Files {
