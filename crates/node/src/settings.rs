@@ -481,7 +481,7 @@ mod tests {
             the setting `gossip_period` cannot be `5m`: it must be between 10ms and 1m
             the setting `replicas` cannot be `9`: it must be between 1 and 7
             the setting `replicas` cannot be `[1]`: it must be text, a whole number, true or false
-            the setting `name` cannot be `a b`: a name has 1 to 63 letters, digits, '-', '_' or '.'
+            the setting `name` cannot be `a b`: a name has 1 to 63 of a-z, 0-9 and inner hyphens
             the settings file unum.toml is not valid TOML: string values must be quoted, expected literal string"#]]
         .assert_eq(&told.join("\n"));
     }

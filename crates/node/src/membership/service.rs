@@ -7,7 +7,6 @@ use super::loads::read_machine;
 use crate::tasks::{Stop, Tasks};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -257,12 +256,10 @@ fn note_changes(old: &View, new: &View) {
     }
 }
 
-fn sleep_until(at: Option<Instant>) -> impl Future<Output = ()> {
-    async move {
-        match at {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -280,9 +277,8 @@ fn open_outbox(client: Client, tasks: &Tasks, to: NodeId) -> mpsc::Sender<Bytes>
             };
             let Some(packet) = packet else { return };
             let cast = client.cast::<Gossiped>(&name, GossipPacket { packet });
-            match tokio::time::timeout(SEND_TIME_MAX, cast).await {
-                Ok(Err(error)) => tracing::trace!(%to, %error, "gossip not sent"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(SEND_TIME_MAX, cast).await {
+                tracing::trace!(%to, %error, "gossip not sent");
             }
         }
     });
