@@ -537,6 +537,12 @@ pub struct Exited {
     pub started_ms: u64,
     #[prost(uint64, tag = "9")]
     pub ended_ms: u64,
+    /// How many bytes of output had been written when it ended. Processes that it left behind may
+    /// write more; who does not care for those is done when the streams have come this far.
+    #[prost(uint64, tag = "10")]
+    pub stdout_end: u64,
+    #[prost(uint64, tag = "11")]
+    pub stderr_end: u64,
 }
 
 impl Exited {

@@ -114,7 +114,7 @@ impl Call<'_> {
     pub(super) async fn statfs(&self) -> Result<StatFs, FileError> {
         self.fresh().await?;
         let usage = self.look(|tree| tree.usage());
-        let space = self.files.replicas().store().space().map_err(|_| Errno::IO)?;
+        let space = self.files.replicas().store().store().usage().map_err(|_| Errno::IO)?.disk;
         let free = space.free_bytes / STATFS_BLOCK_SIZE;
         Ok(StatFs {
             blocks: usage.stored.div_ceil(STATFS_BLOCK_SIZE) + free,

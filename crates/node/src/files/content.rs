@@ -62,6 +62,10 @@ impl Plan {
         Ok(plan)
     }
 
+    pub fn has_holes(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, PlanPiece::Zeros(_)))
+    }
+
     fn zeros(&mut self, length: u64) {
         if length > 0 {
             self.pieces.push(PlanPiece::Zeros(length));

@@ -69,7 +69,7 @@ fn tree_errno(error: TreeError) -> Errno {
 /// Without a majority a call times out: the same word that NFS has for a server that is away.
 fn registry_errno(error: &RegistryError) -> Errno {
     match error {
-        RegistryError::NoQuorum { .. } | RegistryError::Deadline => Errno::TIMEDOUT,
+        RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. } => Errno::TIMEDOUT,
         RegistryError::DiskFull => Errno::NOSPC,
         _ => Errno::IO,
     }

@@ -39,7 +39,7 @@ use unum_proto::ids::{Ino, Lane, NodeId, RequestId};
 use unum_proto::registry::{Command, command, reply};
 use unum_proto::tree::{TreeCommand, tree_command, tree_reply};
 
-use crate::registry::{Refused, Registry, RegistryError};
+use crate::registry::{Registry, RegistryError};
 use errno::FileError;
 use handles::Handles;
 use locks::LockOwners;
@@ -112,7 +112,7 @@ impl Files {
 
     /// Returns once everything that was committed before the call is visible here.
     async fn fresh(&self, deadline: Instant) -> Result<(), FileError> {
-        Ok(self.parts.registry.barrier(deadline).await?)
+        Ok(self.parts.registry.barrier(left(deadline)).await?)
     }
 
     /// Looks at the tree as it is here now.
@@ -143,21 +143,23 @@ impl Files {
     ) -> Result<tree_reply::Outcome, FileError> {
         let command = Command::from(command::Kind::Tree(TreeCommand::from(command)));
         for _ in 0..FENCED_RETRIES_MAX {
-            let proposed = self.parts.registry.propose(next(), command.clone(), deadline).await;
-            match proposed {
-                Err(RegistryError::Refused(Refused::StaleEpoch { .. })) => {
-                    tokio::time::sleep(FENCED_PAUSE).await;
-                }
+            let within = left(deadline);
+            match self.parts.registry.propose_within(next(), command.clone(), within).await {
+                Err(RegistryError::Fenced { .. }) => tokio::time::sleep(FENCED_PAUSE).await,
                 Err(error) => return Err(error.into()),
-                Ok(reply) => return tree_outcome(reply.kind),
+                Ok(reply) => return tree_outcome(reply),
             }
         }
-        Err(FileError::Registry(RegistryError::Deadline))
+        Err(FileError::Registry(RegistryError::Deadline { waited: self.parts.patience }))
     }
 }
 
-fn tree_outcome(kind: Option<reply::Kind>) -> Result<tree_reply::Outcome, FileError> {
-    let Some(reply::Kind::Tree(reply)) = kind else { return Err(FileError::Strange) };
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn tree_outcome(reply: reply::Kind) -> Result<tree_reply::Outcome, FileError> {
+    let reply::Kind::Tree(reply) = reply else { return Err(FileError::Strange) };
     Ok(unum_core::tree::outcome(&reply)?.clone())
 }
 

@@ -23,7 +23,7 @@ use unum_proto::file::{
 };
 use unum_proto::ids::{ChunkId, NodeId};
 
-use crate::store::{ChunkError, Chunks};
+use crate::store::{ChunkError, ChunkQueue};
 
 /// How long a straggling replica is waited for once enough others are durable. It is then left to
 /// repair.
@@ -76,7 +76,7 @@ pub struct Replicas {
 struct Shared {
     node: NodeId,
     client: Client,
-    store: Chunks,
+    store: ChunkQueue,
     candidates: Box<dyn Candidates>,
     factor: usize,
     lane: u64,
@@ -89,7 +89,7 @@ impl Replicas {
     pub fn new(
         node: NodeId,
         client: Client,
-        store: Chunks,
+        store: ChunkQueue,
         candidates: Box<dyn Candidates>,
         factor: usize,
         lane: u64,
@@ -98,7 +98,7 @@ impl Replicas {
         Self { shared: Arc::new(Shared { node, client, store, candidates, factor, lane, next }) }
     }
 
-    pub fn store(&self) -> &Chunks {
+    pub fn store(&self) -> &ChunkQueue {
         &self.shared.store
     }
 
@@ -159,7 +159,7 @@ impl Replicas {
         deadline: Instant,
     ) -> (NodeId, Result<(), Status>) {
         let result = if node == self.shared.node {
-            self.shared.store.put(id, data, hash).await.map_err(|error| store_status(&error))
+            self.shared.store.put(id, data, hash.into()).await.map_err(|error| store_status(&error))
         } else {
             let hash = Bytes::copy_from_slice(&hash);
             let request = PutChunk { chunk: Some(id.into()), hash, data };
@@ -204,7 +204,7 @@ impl Replicas {
         deadline: Instant,
     ) -> Result<Bytes, Status> {
         if node == self.shared.node {
-            let read = self.shared.store.get(chunk, offset, length).await;
+            let read = self.shared.store.get(chunk, offset.into(), length as usize).await;
             return read.map_err(|error| store_status(&error));
         }
         let request = GetChunk { chunk: Some(chunk.into()), offset, length };
@@ -236,7 +236,7 @@ fn durable_enough(nodes: usize, wanted: usize) -> usize {
     (minority + 1).min(wanted)
 }
 
-async fn serve_put(store: Chunks, request: PutChunk) -> Result<PutChunkReply, Status> {
+async fn serve_put(store: ChunkQueue, request: PutChunk) -> Result<PutChunkReply, Status> {
     let invalid = |what: &str| Status::new(Code::Invalid, format!("a chunk with {what}"));
     let id = request.chunk.ok_or_else(|| invalid("no id"))?.into();
     let hash: [u8; HASH_SIZE] =
@@ -244,26 +244,24 @@ async fn serve_put(store: Chunks, request: PutChunk) -> Result<PutChunkReply, St
     if request.data.is_empty() || request.data.len() > CHUNK_SIZE_MAX {
         return Err(invalid("a wrong size"));
     }
-    if *blake3::hash(&request.data).as_bytes() != hash {
-        return Err(invalid("bytes that its hash denies"));
-    }
-    store.put(id, request.data, hash).await.map_err(|error| store_status(&error))?;
+    store.put(id, request.data, hash.into()).await.map_err(|error| store_status(&error))?;
     Ok(PutChunkReply {})
 }
 
-async fn serve_get(store: Chunks, request: GetChunk) -> Result<GetChunkReply, Status> {
+async fn serve_get(store: ChunkQueue, request: GetChunk) -> Result<GetChunkReply, Status> {
     let id = request.chunk.ok_or_else(|| Status::new(Code::Invalid, "no chunk named"))?.into();
     if request.length as usize > CHUNK_SIZE_MAX {
         return Err(Status::new(Code::Invalid, "more than a chunk holds"));
     }
-    let data = store.get(id, request.offset, request.length).await;
+    let data = store.get(id, request.offset.into(), request.length as usize).await;
     Ok(GetChunkReply { data: data.map_err(|error| store_status(&error))? })
 }
 
 fn store_status(error: &ChunkError) -> Status {
     let code = match error {
         ChunkError::NotFound { .. } => Code::NotFound,
-        error if error.is_full() => Code::NoSpace,
+        ChunkError::Mismatch { .. } | ChunkError::OutOfRange { .. } => Code::Invalid,
+        ChunkError::Full(_) => Code::NoSpace,
         _ => Code::Internal,
     };
     Status::new(code, error.to_string())

@@ -42,6 +42,8 @@ const REPAIR_TIME_MAX: Duration = Duration::from_secs(20);
 const GARBAGE_PAUSE: Duration = Duration::from_secs(600);
 /// Chunks in one step of a pass.
 const GARBAGE_STEP_MAX: usize = 1024;
+/// Bytes that compaction may move after each step of a pass.
+const COMPACT_STEP_BYTES: u64 = 8 << 20;
 /// Unknown chunks remembered between two passes; more wait for the next.
 const GARBAGE_MAX: usize = 1 << 20;
 
@@ -151,7 +153,7 @@ async fn reap(files: Arc<Files>, cluster: Arc<dyn Cluster>, client: Client) {
         if !cluster.leads() {
             continue;
         }
-        let now = files.parts.registry.now();
+        let now = crate::registry::system_clock()();
         let candidates = files.look(|tree| tree.reapable(now, INODES_MAX));
         if candidates.is_empty() {
             continue;
@@ -282,7 +284,8 @@ async fn garbage_pass(
     let mut unknown = HashSet::new();
     let mut after = None;
     loop {
-        let step = store.list(after, GARBAGE_STEP_MAX);
+        let step: Vec<ChunkId> =
+            store.store().list(after, GARBAGE_STEP_MAX).iter().map(|listed| listed.chunk).collect();
         let Some(last) = step.last() else { return Ok(unknown) };
         after = Some(*last);
         let unwanted: Vec<ChunkId> = files.look(|tree| {
@@ -297,7 +300,7 @@ async fn garbage_pass(
                 unknown.insert(id);
             }
         }
-        store.compact_step().await?;
+        store.compact(COMPACT_STEP_BYTES).await?;
     }
 }
 
@@ -321,6 +324,10 @@ async fn lay_out(files: &Files, ino: Ino, start: u64) -> Result<(), FileError> {
     let deadline = files.deadline();
     files.fresh(deadline).await?;
     let plan = files.look(|tree| Plan::of(tree, ino, start, CHUNK_SIZE_MAX as u64))?;
+    if plan.has_holes() {
+        // A hole would be filled: sparse files stay as they are.
+        return Ok(());
+    }
     let version = plan.version;
     let data = plan.fetch(files, deadline).await?;
     if data.is_empty() {
