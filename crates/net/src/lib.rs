@@ -11,16 +11,26 @@
 
 mod call;
 mod client;
+mod credentials;
+mod dial;
 mod directory;
 mod error;
+mod frame;
 pub mod identity;
 pub mod join;
 pub mod limits;
+mod link;
 mod method;
+mod peer;
+mod reader;
+mod replies;
 mod router;
+mod served;
 mod server;
 mod settings;
 mod stream;
+mod tasks;
+mod writer;
 
 pub use call::{CallOptions, Caller, Incoming, TraceContext};
 pub use client::{Client, Opened, ReplyFuture};

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod cluster;
 pub mod membership;
+pub mod registry;
 pub mod settings;
 pub mod store;
 pub mod system;

@@ -775,3 +775,89 @@ impl Decoder {
         M::decode(frame).map(Some).map_err(|e| FrameError::Malformed { why: e.to_string() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn taken(decoder: &mut Decoder) -> Result<Vec<Request>, FrameError> {
+        let mut all = Vec::new();
+        while let Some(request) = decoder.take()? {
+            all.push(request);
+        }
+        Ok(all)
+    }
+
+    fn signal(id: u64, pid: u32) -> Request {
+        let signal = Signal { pid, target: 2, signal: 15, uid: 1000 };
+        Request { id, ask: Some(Ask::Signal(signal)) }
+    }
+
+    #[test]
+    fn an_oversized_frame_is_refused_before_it_is_read() {
+        let mut decoder = Decoder::default();
+        decoder.push(&(FRAME_SIZE_MAX as u32 + 1).to_be_bytes());
+        let size = FRAME_SIZE_MAX + 1;
+        assert_eq!(taken(&mut decoder), Err(FrameError::TooLong { size }));
+        let note = Bytes::from(vec![0; size]);
+        let keep = Keep { name: String::new(), note, descriptor: false };
+        let request = Request::from(Ask::Keep(keep));
+        let refused = encode(&request, &mut BytesMut::new());
+        assert!(matches!(refused, Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_request_of_a_newer_client_is_seen_as_unknown() {
+        // Field 99, a message of no bytes, beside id 7.
+        let newer = [0, 0, 0, 5, 8, 7, 0x9a, 6, 0];
+        let mut decoder = Decoder::default();
+        decoder.push(&newer);
+        assert_eq!(taken(&mut decoder), Ok(vec![Request { id: 7, ask: None }]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_the_bytes_gives_the_same_messages(
+            ids in prop::collection::vec((any::<u64>(), any::<u32>()), 0..20),
+            cut in 1usize..50,
+        ) {
+            let requests: Vec<_> = ids.into_iter().map(|(id, pid)| signal(id, pid)).collect();
+            let mut bytes = BytesMut::new();
+            for request in &requests {
+                prop_assert!(encode(request, &mut bytes).is_ok());
+            }
+            let mut decoder = Decoder::default();
+            let mut got = Vec::new();
+            for piece in bytes.chunks(cut) {
+                decoder.push(piece);
+                got.extend(taken(&mut decoder).unwrap_or_default());
+            }
+            prop_assert_eq!(got, requests);
+        }
+
+        #[test]
+        fn no_bytes_break_the_decoder(mut bytes in prop::collection::vec(any::<u8>(), 0..200), small: bool) {
+            if small && let Some(head) = bytes.first_chunk_mut::<3>() {
+                *head = [0; 3];
+            }
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            let _ = taken(&mut decoder);
+        }
+
+        #[test]
+        fn a_damaged_message_is_an_error_or_another_message(
+            pid: u32, at in 4usize..20, flip in 1u8..,
+        ) {
+            let mut bytes = BytesMut::new();
+            prop_assert!(encode(&signal(1, pid), &mut bytes).is_ok());
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= flip;
+            }
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            let _ = taken(&mut decoder);
+        }
+    }
+}

@@ -3,5 +3,9 @@
 
 pub mod fds;
 pub mod fuse;
+pub mod mounts;
 pub mod namespace;
+pub mod pids;
+pub mod process;
+pub mod pty;
 pub mod world;

@@ -103,6 +103,13 @@ impl State {
         self.history
     }
 
+    /// Forgets all replies, so that a repeated request runs again: a fault for the simulator to
+    /// find.
+    #[doc(hidden)]
+    pub fn forget_replies(&mut self) {
+        self.replies = Replies::default();
+    }
+
     /// Runs the commands of a log entry in order. The replies are encoded: most of them leave
     /// over the network, and so they are remembered.
     pub fn execute(&mut self, batch: &Batch) -> Vec<Bytes> {

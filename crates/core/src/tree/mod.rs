@@ -52,8 +52,8 @@ pub mod locks;
 mod namespace;
 mod orphans;
 mod snapshot;
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

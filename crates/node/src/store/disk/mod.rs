@@ -13,7 +13,7 @@ mod overlay;
 mod real;
 mod sim;
 #[cfg(test)]
-mod tests;
+pub(in crate::store) mod tests;
 mod volatile;
 
 use std::fmt;

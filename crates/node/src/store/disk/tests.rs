@@ -190,3 +190,35 @@ proptest! {
         }
     }
 }
+
+/// A file system of a few MiB in memory. It is unmounted when this is dropped.
+pub(in crate::store) struct TinyMount {
+    dir: tempfile::TempDir,
+}
+
+impl TinyMount {
+    /// `None`, and a line that says so, where this process may not mount.
+    pub fn new(test: &str, mib: u32) -> Option<Self> {
+        use rustix::mount::{MountFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        let size = std::ffi::CString::new(format!("size={mib}m")).unwrap();
+        match mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), size.as_c_str()) {
+            Ok(()) => Some(Self { dir }),
+            Err(error) => {
+                eprintln!("skipped: {test} on a full disk: cannot mount a tmpfs ({error})");
+                None
+            }
+        }
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for TinyMount {
+    fn drop(&mut self) {
+        use rustix::mount::{UnmountFlags, unmount};
+        unmount(self.dir.path(), UnmountFlags::DETACH).unwrap();
+    }
+}

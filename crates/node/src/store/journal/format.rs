@@ -5,6 +5,8 @@
 
 use bytes::{BufMut, Bytes};
 
+use crate::store::fields::{number_of_name, salted_crc, u32_at, u64_at};
+
 /// Length of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Length of a record's header.
@@ -45,9 +47,7 @@ pub fn segment_name(number: u64) -> String {
 }
 
 pub fn segment_number(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(NAME_SUFFIX)?;
-    let plain = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    if plain { u64::from_str_radix(digits, 16).ok() } else { None }
+    number_of_name(name, NAME_SUFFIX)
 }
 
 impl SegmentHeader {
@@ -84,31 +84,16 @@ impl SegmentHeader {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
-}
-
-fn salted_crc(salt: u64, bytes: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&salt.to_le_bytes());
-    crc.update(bytes);
-    crc.finalize()
-}
-
 /// Appends one record to a group that is being made.
 pub fn put_record(out: &mut Vec<u8>, salt: u64, seq: Seq, group: Seq, kind: u8, body: &[u8]) {
     let mut tail = [0; RECORD_HEADER_BYTES - 4];
     let mut fields = &mut tail[..];
-    fields.put_u32_le(salted_crc(salt, body));
+    fields.put_u32_le(salted_crc(salt, &[body]));
     fields.put_u32_le(body.len() as u32);
     fields.put_u32_le(u32::from(kind));
     fields.put_u64_le(seq);
     fields.put_u64_le(group);
-    out.put_u32_le(salted_crc(salt, &tail));
+    out.put_u32_le(salted_crc(salt, &[&tail]));
     out.put_slice(&tail);
     out.put_slice(body);
 }
@@ -116,7 +101,7 @@ pub fn put_record(out: &mut Vec<u8>, salt: u64, seq: Seq, group: Seq, kind: u8, 
 impl RecordHeader {
     fn decode(bytes: &[u8], salt: u64) -> Option<Self> {
         let header = bytes.get(..RECORD_HEADER_BYTES)?;
-        if u32_at(header, 0)? != salted_crc(salt, &header[4..]) {
+        if u32_at(header, 0)? != salted_crc(salt, &[&header[4..]]) {
             return None;
         }
         Some(Self {
@@ -171,7 +156,7 @@ fn look(bytes: &[u8], at: usize, salt: u64, seq: Seq) -> Found {
 
 fn body_holds(rest: &[u8], header: &RecordHeader, salt: u64) -> bool {
     rest.get(RECORD_HEADER_BYTES..header.span())
-        .is_some_and(|body| salted_crc(salt, body) == header.body_crc)
+        .is_some_and(|body| salted_crc(salt, &[body]) == header.body_crc)
 }
 
 /// Reads the record `seq` at the start of `bytes`; `None` unless it is there and sound.

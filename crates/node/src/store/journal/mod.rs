@@ -18,6 +18,8 @@ mod format;
 mod queue;
 mod reader;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -337,9 +339,7 @@ impl Journal {
         let name = segment_name(number);
         let file = self.disk.open(&name, Open::New)?;
         if let Err(error) = file.write_at(&header.encode(), 0) {
-            // If it stays, it is taken for a torn creation when the journal is opened.
-            let _ = self.disk.remove(&name);
-            return Err(error.into());
+            return Err(self.undo_creation(&name, error));
         }
         if let Err(error) = file.sync().and_then(|()| self.disk.sync_dir()) {
             let _ = self.disk.remove(&name);
@@ -348,6 +348,16 @@ impl Journal {
         let segment = Segment { header, file, offsets: vec![], end: SEGMENT_HEADER_BYTES as u32 };
         self.index.write().0.push(segment);
         Ok(())
+    }
+
+    /// The file must not come back after a crash: the segment before it goes on.
+    fn undo_creation(&mut self, name: &str, error: DiskError) -> JournalError {
+        let undone = self.disk.remove(name).and_then(|()| self.disk.sync_dir());
+        match undone {
+            Ok(()) if error.is_full() => JournalError::Full(error),
+            Ok(()) => self.poison(error),
+            Err(undo) => self.poison(undo),
+        }
     }
 
     fn pop_segment_behind(&mut self, next: Seq) -> Option<u64> {
