@@ -8,6 +8,8 @@
 use bytes::Bytes;
 use prost::{Enumeration, Message, Oneof};
 
+use crate::tree::{TreeCommand, TreeRecord, TreeReply};
+
 /// What a node may do in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
@@ -119,6 +121,11 @@ pub struct NodeUp {
     pub epoch: u64,
     #[prost(message, optional, tag = "3")]
     pub description: Option<Description>,
+    /// Names the life of the node's world. With another one than before, what the node held in the
+    /// file tree (open files without a name, locks) is released: its programs are gone. Empty: not
+    /// told.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub boot: Bytes,
 }
 
 /// A node is held for dead: its epoch grows, so that what it still says is refused until it has
@@ -209,7 +216,10 @@ pub struct CompareAndSet {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Command {
-    #[prost(oneof = "command::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(
+        oneof = "command::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20"
+    )]
     pub kind: Option<command::Kind>,
 }
 
@@ -248,6 +258,8 @@ pub mod command {
         DeleteValue(DeleteValue),
         #[prost(message, tag = "15")]
         CompareAndSet(CompareAndSet),
+        #[prost(message, tag = "20")]
+        Tree(TreeCommand),
     }
 }
 
@@ -305,7 +317,7 @@ pub struct Version {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
-    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 20")]
     pub kind: Option<reply::Kind>,
 }
 
@@ -324,6 +336,8 @@ pub mod reply {
         Pids(PidBlock),
         #[prost(message, tag = "5")]
         Version(Version),
+        #[prost(message, tag = "20")]
+        Tree(TreeReply),
     }
 }
 
@@ -493,6 +507,8 @@ pub struct NodeRecord {
     pub joined_ns: u64,
     #[prost(string, tag = "10")]
     pub why: String,
+    #[prost(bytes = "bytes", tag = "11")]
+    pub boot: Bytes,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -583,9 +599,8 @@ pub mod snapshot_record {
         Lane(LaneRecord),
         #[prost(message, tag = "9")]
         Reply(ReplyRecord),
-        /// A record of the file tree, in the tree's own encoding.
-        #[prost(bytes = "bytes", tag = "16")]
-        Tree(Bytes),
+        #[prost(message, tag = "16")]
+        Tree(TreeRecord),
     }
 }
 

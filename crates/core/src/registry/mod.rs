@@ -32,6 +32,8 @@ use unum_proto::registry::{
     Version, reply,
 };
 
+use unum_proto::tree::{ReleaseNode, tree_command};
+
 pub use identity::Identity;
 pub use nodes::{Certificate, Node, Nodes};
 pub use pids::Pids;
@@ -41,6 +43,7 @@ pub use tokens::{Token, TokenHash, Tokens, role_name};
 pub use values::{Value, Values};
 
 use crate::time::Time;
+use crate::tree::Tree;
 use replies::Recalled;
 
 /// Everything that the cluster agrees on.
@@ -53,6 +56,7 @@ pub struct State {
     values: Values,
     replies: Replies,
     history: History,
+    tree: Tree,
     /// The time of the last entry.
     time: Time,
 }
@@ -97,6 +101,10 @@ impl State {
     /// The time of the last log entry.
     pub fn time(&self) -> Time {
         self.time
+    }
+
+    pub fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     pub fn history(&self) -> History {
@@ -174,12 +182,16 @@ impl State {
             Kind::NodeUp(command) => {
                 let (id, epoch) = (NodeId(command.node), Epoch(command.epoch));
                 let description = command.description.as_ref();
-                let epoch = self.nodes.up(now, id, epoch, description)?;
-                Ok(node_reply(id, epoch))
+                let up = self.nodes.up(now, id, epoch, description, &command.boot)?;
+                if up.rebooted {
+                    self.release_files(now, id);
+                }
+                Ok(node_reply(id, up.epoch))
             }
             Kind::NodeDown(command) => {
                 let (id, epoch) = (NodeId(command.node), Epoch(command.epoch));
                 let epoch = self.nodes.down(now, id, epoch, &command.why)?;
+                self.release_files(now, id);
                 Ok(node_reply(id, epoch))
             }
             Kind::LeaveNode(command) => {
@@ -199,6 +211,7 @@ impl State {
                 self.nodes.check_epoch(id, Epoch(command.epoch))?;
                 self.pids.give_back(id, command.block).map(done)
             }
+            Kind::Tree(command) => Ok(reply::Kind::Tree(self.tree.apply(now, issuer, command))),
             Kind::PutValue(command) => self.values.put(command).map(version_reply),
             Kind::DeleteValue(command) => self.values.delete(command).map(version_reply),
             Kind::CompareAndSet(command) => self.values.compare_and_set(command).map(version_reply),
@@ -235,8 +248,15 @@ impl State {
         Ok(node_reply(id, epoch))
     }
 
+    /// Ends what a node that is gone or fenced held in the file tree.
+    fn release_files(&mut self, now: Time, id: NodeId) {
+        let release = tree_command::Command::ReleaseNode(ReleaseNode { node: id.0 });
+        self.tree.apply(now, id, &release.into());
+    }
+
     fn part(&mut self, now: Time, id: NodeId, state: NodeState) -> Result<reply::Kind, Refused> {
         let epoch = self.nodes.go(now, id, state)?;
+        self.release_files(now, id);
         self.pids.drop_node(id);
         self.replies.drop_node(id);
         Ok(node_reply(id, epoch))

@@ -30,6 +30,15 @@ pub struct Node {
     pub joined: Time,
     /// Why it is down.
     pub why: String,
+    /// The life of the node's world, as it told last.
+    pub boot: Bytes,
+}
+
+/// What coming up came to.
+pub(super) struct Up {
+    pub epoch: Epoch,
+    /// The node's world is another one than before.
+    pub rebooted: bool,
 }
 
 /// The certificate that was issued last.
@@ -120,6 +129,7 @@ impl Nodes {
             since: now,
             joined: now,
             why: String::new(),
+            boot: Bytes::new(),
         };
         self.map.insert(id, node);
         (id, epoch)
@@ -131,8 +141,12 @@ impl Nodes {
         id: NodeId,
         epoch: Epoch,
         description: Option<&Description>,
-    ) -> Result<Epoch, Refused> {
+        boot: &Bytes,
+    ) -> Result<Up, Refused> {
         self.check_epoch(id, epoch)?;
+        if boot.len() > NODE_WORD_SIZE_MAX {
+            return Err(Refused::Limit(Field::Description, NODE_WORD_SIZE_MAX as u64));
+        }
         let description = description.map(check_description).transpose()?;
         let node = self.member_mut(id)?;
         node.epoch = Epoch(node.epoch.0 + 1);
@@ -142,7 +156,11 @@ impl Nodes {
         if let Some(description) = description {
             node.description = description;
         }
-        Ok(node.epoch)
+        let rebooted = !boot.is_empty() && node.boot != boot;
+        if rebooted {
+            node.boot = Bytes::copy_from_slice(boot);
+        }
+        Ok(Up { epoch: node.epoch, rebooted })
     }
 
     pub(super) fn down(

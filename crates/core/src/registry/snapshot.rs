@@ -15,6 +15,7 @@ use unum_proto::registry::{
 use super::replies::LaneReplies;
 use super::{Certificate, History, Identity, Node, State, Token, Value};
 use crate::time::Time;
+use crate::tree::TreeLoader;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotFault {
@@ -22,6 +23,8 @@ pub enum SnapshotFault {
     Unknown,
     #[error("a snapshot record that makes no sense: {0}")]
     Senseless(&'static str),
+    #[error(transparent)]
+    Tree(#[from] crate::tree::SnapshotError),
 }
 
 /// The records of a state, in the order in which they are restored.
@@ -36,6 +39,7 @@ pub fn records(state: &State) -> impl Iterator<Item = SnapshotRecord> + '_ {
             }),
         )
         .chain(state.values.map.iter().map(|(key, value)| Kind::Value(value_record(key, value))))
+        .chain(state.tree.records().map(Kind::Tree))
         .chain(state.replies.lanes.iter().flat_map(|(id, lane)| lane_records(*id, lane)))
         .map(SnapshotRecord::from)
 }
@@ -44,6 +48,7 @@ pub fn records(state: &State) -> impl Iterator<Item = SnapshotRecord> + '_ {
 #[derive(Debug, Default)]
 pub struct Restore {
     state: State,
+    tree: TreeLoader,
 }
 
 impl Restore {
@@ -68,12 +73,13 @@ impl Restore {
                 Ok(())
             }
             Kind::Reply(record) => self.add_reply(record),
-            Kind::Tree(_) => Err(SnapshotFault::Unknown),
+            Kind::Tree(record) => self.tree.absorb(&record).map_err(SnapshotFault::from),
         }
     }
 
-    pub fn finish(self) -> State {
-        self.state
+    pub fn finish(mut self) -> Result<State, SnapshotFault> {
+        self.state.tree = self.tree.finish()?;
+        Ok(self.state)
     }
 
     fn add_counters(&mut self, record: CountersRecord) -> Result<(), SnapshotFault> {
@@ -119,6 +125,7 @@ impl Restore {
             since: Time(record.since_ns),
             joined: Time(record.joined_ns),
             why: record.why,
+            boot: own(&record.boot),
         };
         if node.role == Role::Unspecified || node.state == NodeState::Unspecified {
             return Err(SnapshotFault::Senseless("a node without role or state"));
@@ -212,6 +219,7 @@ fn node_record(node: &Node) -> NodeRecord {
         since_ns: node.since.0,
         joined_ns: node.joined.0,
         why: node.why.clone(),
+        boot: node.boot.clone(),
     }
 }
 

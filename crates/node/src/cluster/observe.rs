@@ -133,7 +133,7 @@ mod tests {
                     description: None,
                 }),
             );
-            apply(&mut state, Kind::NodeUp(NodeUp { node: id, epoch: 1, description: None }));
+            apply(&mut state, Kind::NodeUp(NodeUp { node: id, epoch: 1, ..Default::default() }));
         }
         state
     }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(found(&state, 100), [(NodeId(3), Epoch(2))], "a new leader acts at once");
         apply(&mut state, Kind::NodeDown(NodeDown { node: 3, epoch: 2, why: String::new() }));
         assert_eq!(found(&state, 101), []);
-        apply(&mut state, Kind::NodeUp(NodeUp { node: 3, epoch: 3, description: None }));
+        apply(&mut state, Kind::NodeUp(NodeUp { node: 3, epoch: 3, ..Default::default() }));
         assert_eq!(found(&state, 102), [], "gossip speaks of the former run");
         assert_eq!(found(&state, 104), []);
         assert_eq!(found(&state, 105), [(NodeId(3), Epoch(4))]);

@@ -229,7 +229,7 @@ pub fn load(file: &SnapshotFile) -> Result<Loaded, SnapshotError> {
     while let Some(record) = input.record()? {
         restore.add(record)?;
     }
-    Ok(Loaded { head, state: restore.finish() })
+    Ok(Loaded { head, state: restore.finish()? })
 }
 
 struct Reader<'a> {

@@ -120,7 +120,7 @@ impl Cluster {
         assert_eq!(reply, reply::Kind::Node(wire::NodeEpoch { node: id, epoch: 1 }));
         let newcomer = self.start(NodeId(id)).await;
         self.until(|_| newcomer.standing().leader.is_some(), "the newcomer knows the leader").await;
-        let up = wire::NodeUp { node: id, epoch: 1, description: None };
+        let up = wire::NodeUp { node: id, epoch: 1, description: None, boot: Bytes::new() };
         newcomer.propose(self.id(), Kind::NodeUp(up)).await.unwrap();
         newcomer.set_epoch(Epoch(2));
     }
