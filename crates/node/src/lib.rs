@@ -7,9 +7,12 @@
 
 pub mod api;
 pub mod cluster;
+pub mod files;
 pub mod membership;
+pub mod processes;
 pub mod registry;
 pub mod settings;
 pub mod store;
 pub mod system;
 pub mod tasks;
+pub mod world;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,11 +23,11 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use unum_proto::ids::Pid;
 use unum_proto::init::{
     Answer, Ask, Attach, Attached, Decoder, Failed, Fault, Fetch, FromInit, Happened, HelloAsk,
     Keep, PROTOCOL_VERSION, Request, Said, encode,
 };
-use unum_proto::ids::Pid;
 use unum_sys::world::{StartError, World as Start, start_world};
 
 /// Frames that may wait to be written; beyond them the callers wait.
@@ -118,14 +118,14 @@ pub async fn connect(start: Start) -> Result<(World, impl Future<Output = ()>), 
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
         Err(_) => {
-            tokio::task::spawn_blocking(move || start_unless_running(&start))
-                .await
-                .map_err(|_| ConnectError::Start(StartError::Failed { message: "panic".into() }))??;
+            tokio::task::spawn_blocking(move || start_unless_running(&start)).await.map_err(
+                |_| ConnectError::Start(StartError::Failed { message: "panic".into() }),
+            )??;
             let connected = UnixStream::connect(&path).await;
             connected.map_err(|error| ConnectError::Connect { path: path.clone(), error })?
         }
     };
-    greet(stream, &path).await
+    greet(stream, path).await
 }
 
 fn start_unless_running(start: &Start) -> Result<(), StartError> {
@@ -137,9 +137,9 @@ fn start_unless_running(start: &Start) -> Result<(), StartError> {
 
 async fn greet(
     stream: UnixStream,
-    path: &Path,
+    path: PathBuf,
 ) -> Result<(World, impl Future<Output = ()>), ConnectError> {
-    let connect_error = |error| ConnectError::Connect { path: path.to_owned(), error };
+    let connect_error = |error| ConnectError::Connect { path: path.clone(), error };
     let init = stream.peer_cred().map_err(connect_error)?.pid().unwrap_or(0);
     let (writes, queue) = mpsc::channel(WRITES_MAX);
     let shared = Arc::new(Shared {
@@ -160,9 +160,9 @@ async fn greet(
     match greeted {
         Ok(Answer::Hello(hello)) => *lock(&world.shared.missing) = hello.missing,
         Ok(_) => {
-            return Err(ConnectError::Hello { path: path.to_owned(), error: WorldError::Strange });
+            return Err(ConnectError::Hello { path, error: WorldError::Strange });
         }
-        Err(error) => return Err(ConnectError::Hello { path: path.to_owned(), error }),
+        Err(error) => return Err(ConnectError::Hello { path, error }),
     }
     Ok((world, driver))
 }
@@ -183,9 +183,7 @@ impl World {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         lock(&self.shared.subscribers).insert(attach.pid, sender);
         match self.ask(Ask::Attach(attach)).await? {
-            Answer::Attached(attached) => {
-                Ok((attached, Events { pid: Pid(attach.pid), events }))
-            }
+            Answer::Attached(attached) => Ok((attached, Events { pid: Pid(attach.pid), events })),
             _ => Err(WorldError::Strange),
         }
     }
@@ -348,8 +346,11 @@ fn deliver(shared: &Shared, message: FromInit, descriptors: &mut Vec<OwnedFd>) {
     match message.said {
         Some(Said::Reply(reply)) => {
             let announced = matches!(&reply.answer, Some(Answer::Kept(kept)) if kept.descriptor);
-            let descriptor =
-                if announced && !descriptors.is_empty() { Some(descriptors.remove(0)) } else { None };
+            let descriptor = if announced && !descriptors.is_empty() {
+                Some(descriptors.remove(0))
+            } else {
+                None
+            };
             if let Some(waiting) = lock(&shared.waiting).remove(&reply.id) {
                 let answer = reply.answer.ok_or(WorldError::Strange);
                 let _ = waiting.send(answer.map(|answer| (answer, descriptor)));

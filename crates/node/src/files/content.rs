@@ -52,9 +52,9 @@ impl Plan {
                     id: source.chunk,
                     offset: source.offset,
                     length: extent.length as u32,
-                    replicas: tree.chunk(source.chunk).map_or_else(Vec::new, |chunk| {
-                        chunk.replicas.to_vec()
-                    }),
+                    replicas: tree
+                        .chunk(source.chunk)
+                        .map_or_else(Vec::new, |chunk| chunk.replicas.to_vec()),
                 }),
             }
         }

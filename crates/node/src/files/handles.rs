@@ -77,10 +77,6 @@ impl Handles {
         Ok(id)
     }
 
-    pub fn get(&self, id: HandleId) -> Option<Handle> {
-        self.open.get(&id).copied()
-    }
-
     /// Closes a file. Tells what it was and whether it was the inode's last open file here.
     pub fn close(&mut self, id: HandleId) -> io::Result<Option<(Handle, bool)>> {
         let Some(handle) = self.remove(id) else { return Ok(None) };
@@ -98,14 +94,6 @@ impl Handles {
     /// Every inode that is open here, in order.
     pub fn inodes(&self) -> impl Iterator<Item = Ino> + '_ {
         self.per_inode.keys().copied()
-    }
-
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
     }
 
     fn insert(&mut self, id: HandleId, handle: Handle) {
@@ -177,7 +165,8 @@ fn encode(kind: u32, id: HandleId, handle: Handle) -> [u8; RECORD_SIZE] {
 }
 
 fn decode(record: &[u8]) -> (u32, HandleId, Handle) {
-    let word = |at: usize| record[at..at + 4].iter().rev().fold(0, |sum, b| sum << 8 | u32::from(*b));
+    let word =
+        |at: usize| record[at..at + 4].iter().rev().fold(0, |sum, b| sum << 8 | u32::from(*b));
     let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
     (word(0), HandleId(long(8)), Handle { ino: Ino(long(16)), flags: word(4) })
 }
@@ -209,7 +198,7 @@ mod tests {
         // A record that the crash cut short.
         File::options().append(true).open(&path).unwrap().write_all(&[0x4e, 0x45]).unwrap();
         let mut handles = Handles::restore(&path, false).unwrap();
-        assert_eq!(handles.get(b), Some(handle(10)));
+        assert_eq!(handles.open.get(&b), Some(&handle(10)));
         assert_eq!(handles.inodes().collect::<Vec<_>>(), [Ino(10)]);
         let d = handles.open(handle(12)).unwrap();
         assert!(d > c, "a number is never given twice");
@@ -221,7 +210,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("handles");
         Handles::restore(&path, true).unwrap().open(handle(1)).unwrap();
-        assert!(Handles::restore(&path, true).unwrap().is_empty());
+        assert!(Handles::restore(&path, true).unwrap().open.is_empty());
     }
 
     #[test]
@@ -236,6 +225,6 @@ mod tests {
         }
         let size = std::fs::metadata(&path).unwrap().len() as usize;
         assert!(size < (RECORDS_SLACK_MAX + 8) * RECORD_SIZE, "{size} bytes");
-        assert_eq!(Handles::restore(&path, false).unwrap().get(kept), Some(handle(7)));
+        assert_eq!(Handles::restore(&path, false).unwrap().open.get(&kept), Some(&handle(7)));
     }
 }

@@ -132,8 +132,7 @@ impl Call<'_> {
         if !self.files.lock_owners().contains(&key) {
             return Ok(());
         }
-        let release =
-            ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
+        let release = ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
         self.change(Command::ReleaseOwner(release)).await?;
         self.files.lock_owners().remove(&key);
         Ok(())

@@ -113,9 +113,8 @@ impl Connection {
 
 fn wishes() -> Wishes {
     let wishes = Wishes::default();
-    let capabilities = wishes.capabilities
-        | Capabilities::AUTO_INVAL_DATA
-        | Capabilities::HANDLE_KILLPRIV_V2;
+    let capabilities =
+        wishes.capabilities | Capabilities::AUTO_INVAL_DATA | Capabilities::HANDLE_KILLPRIV_V2;
     let required = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;
     Wishes { capabilities, required, ..wishes }
 }

@@ -43,11 +43,7 @@ impl Call<'_> {
         Ok(entry(&self.make(create).await?))
     }
 
-    pub(super) async fn symlink(
-        &self,
-        name: Vec<u8>,
-        target: Vec<u8>,
-    ) -> Result<Entry, FileError> {
+    pub(super) async fn symlink(&self, name: Vec<u8>, target: Vec<u8>) -> Result<Entry, FileError> {
         let target = Bytes::from(target);
         let create = Create { target, ..self.new_inode(name, FileKind::Symlink, 0o777) };
         Ok(entry(&self.make(create).await?))

@@ -164,7 +164,8 @@ impl Replicas {
             let hash = Bytes::copy_from_slice(&hash);
             let request = PutChunk { chunk: Some(id.into()), hash, data };
             let options = CallOptions::until(deadline).fail_fast();
-            let call = self.shared.client.call::<PutChunkMethod>(&Name::Node(node), request, &options);
+            let to = Name::Node(node);
+            let call = self.shared.client.call::<PutChunkMethod>(&to, request, &options);
             call.await.map(|_| ()).map_err(rpc_status)
         };
         (node, result)
@@ -209,7 +210,8 @@ impl Replicas {
         }
         let request = GetChunk { chunk: Some(chunk.into()), offset, length };
         let options = CallOptions::until(deadline).fail_fast();
-        let call = self.shared.client.call::<GetChunkMethod>(&Name::Node(node), request, &options);
+        let to = Name::Node(node);
+        let call = self.shared.client.call::<GetChunkMethod>(&to, request, &options);
         call.await.map(|reply| reply.data).map_err(rpc_status)
     }
 

@@ -175,10 +175,15 @@ async fn nobody_has(
 ) -> Option<BTreeSet<Ino>> {
     let question = HeldInodes { inodes: candidates.iter().map(|ino| ino.0).collect() };
     let options = CallOptions::within(QUESTION_TIME_MAX).fail_fast();
-    let answers = join_all(members.iter().map(|node| {
-        let (question, options) = (question.clone(), &options);
-        async move { client.call::<HeldInodesMethod>(&Name::Node(*node), question, options).await }
-    }));
+    let answers =
+        join_all(
+            members.iter().map(|node| {
+                let (question, options) = (question.clone(), &options);
+                async move {
+                    client.call::<HeldInodesMethod>(&Name::Node(*node), question, options).await
+                }
+            }),
+        );
     let mut free: BTreeSet<Ino> = candidates.into_iter().collect();
     for answer in answers.await {
         for held in answer.ok()?.held {
@@ -200,10 +205,14 @@ async fn repair(files: Arc<Files>, cluster: Arc<dyn Cluster>) {
             let walk =
                 files.look(|tree| tree.chunks_lacking(&live, wanted, after, REPAIR_SCAN_MAX));
             let node = files.parts.node;
-            let mine: Vec<Lacking> =
-                walk.found.into_iter().filter(|lacking| lacking.live.first() == Some(&node)).collect();
+            let mine: Vec<Lacking> = walk
+                .found
+                .into_iter()
+                .filter(|lacking| lacking.live.first() == Some(&node))
+                .collect();
             for batch in mine.chunks(REPAIR_COPIES_MAX) {
-                let copies = batch.iter().map(|lacking| replicate(&files, lacking, &places, wanted));
+                let copies =
+                    batch.iter().map(|lacking| replicate(&files, lacking, &places, wanted));
                 for result in join_all(copies).await {
                     if let Err(why) = result {
                         tracing::warn!(%why, "a chunk still lacks replicas");

@@ -4,9 +4,12 @@
 //! Messages are framed by a length in front of each, because a stream's pieces keep no borders.
 //! Offsets and acknowledgements go end to end; this service looks at nothing but their kind.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use unum_core::registry::State;
+use unum_core::time::Time;
 use unum_net::{CallOptions, Code, Incoming, RpcError, Status, StreamReceiver, StreamSender};
 use unum_proto::ids::{NodeId, Pid};
 use unum_proto::init::{
@@ -19,10 +22,15 @@ use unum_proto::process::{
 };
 
 use super::{Attach, PEER_TIME_MAX, Processes, peer_status, to, world_status};
+use crate::registry::system_clock;
 use crate::world::Events;
 
 /// The longest message on the stream, in bytes.
 const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
+
+/// How long a node is down before its programs are called lost. Until then callers try again: a
+/// short partition ends by itself.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 
 impl Processes {
     pub(super) async fn attach(
@@ -55,11 +63,13 @@ impl Processes {
         mut sender: StreamSender,
         mut receiver: StreamReceiver,
     ) -> Result<AttachReply, Status> {
-        if self.shared.registry.read(|state| is_lost(state, node)) {
+        let now = system_clock()();
+        if self.shared.registry.read(|state| is_lost(state, node, now)) {
             return tell_lost(&mut sender, node).await;
         }
         let name = self.node_name(node);
-        let options = CallOptions::unlimited().caller(incoming.caller.clone()).trace(incoming.trace);
+        let options =
+            CallOptions::unlimited().caller(incoming.caller.clone()).trace(incoming.trace);
         let opened = self.shared.client.open::<Attach>(&to(node), request, &options).await;
         let opened = opened.map_err(|error| peer_status(&name, error))?;
         let (mut reply, mut there, mut here) = (opened.reply, opened.sender, opened.receiver);
@@ -220,9 +230,7 @@ impl Attachment {
         match happened {
             Happened::Output(output) => Some(self.output(output)),
             Happened::InputState(state) => Some(accepted(&state)),
-            Happened::Stopped(stopped) => {
-                Some(from_program::Kind::Stopped(stopped.signal as i32))
-            }
+            Happened::Stopped(stopped) => Some(from_program::Kind::Stopped(stopped.signal as i32)),
             Happened::Continued(_) => Some(from_program::Kind::Continued(Continued {})),
             Happened::Exited(exited) => {
                 self.exited = Some(exited);
@@ -270,9 +278,12 @@ pub(super) fn ended_of(exited: &Exited) -> Ended {
     }
 }
 
-/// Whether the programs of a node cannot be reached any more, ever.
-fn is_lost(state: &State, node: NodeId) -> bool {
-    state.nodes().get(node).is_none_or(|node| !node.is_up())
+/// Whether a node's programs are given up: it is no member any more, or has been down for a while.
+fn is_lost(state: &State, node: NodeId, now: Time) -> bool {
+    state.nodes().get(node).is_none_or(|node| {
+        let given_up = now.since(node.since) >= LOST_AFTER;
+        !node.is_member() || (!node.is_up() && given_up)
+    })
 }
 
 async fn tell_lost(sender: &mut StreamSender, node: NodeId) -> Result<AttachReply, Status> {

@@ -38,7 +38,7 @@ impl Processes {
         let mut silent = Vec::new();
         if !request.local {
             let others: Vec<NodeId> = self.shared.registry.read(|state| {
-                let up = state.nodes().members().filter(|node| node.is_up() && node.runs_programs());
+                let up = state.nodes().members().filter(|node| node.is_up() && node.is_worker());
                 up.map(|node| node.id).filter(|id| !self.is_here(*id)).collect()
             });
             let options = CallOptions::within(LIST_TIME_MAX).caller(incoming.caller).fail_fast();
@@ -90,7 +90,10 @@ impl Processes {
         request: SignalRequest,
     ) -> Result<SignalReply, Status> {
         if !(0..=SIGNAL_MAX).contains(&request.signal) {
-            return Err(Status::new(Code::Invalid, format!("there is no signal {}", request.signal)));
+            return Err(Status::new(
+                Code::Invalid,
+                format!("there is no signal {}", request.signal),
+            ));
         }
         let node = self.owner(Pid(request.pid))?;
         if incoming.caller.node.is_some() && !self.is_here(node) {
@@ -201,8 +204,7 @@ impl Processes {
         let pid = Pid(request.pid);
         let node = self.owner(pid)?;
         if !self.is_here(node) {
-            let options =
-                CallOptions::within(PEER_TIME_MAX).caller(incoming.caller).fail_fast();
+            let options = CallOptions::within(PEER_TIME_MAX).caller(incoming.caller).fail_fast();
             let asked = self.shared.client.call::<Where>(&to(node), request, &options).await;
             return asked.map_err(|error| peer_status(&self.node_name(node), error));
         }

@@ -7,9 +7,7 @@ use prost::Message;
 use unum_core::placement::programs::{Candidate, choose};
 use unum_net::{CallOptions, Caller, Code, Incoming, Status};
 use unum_proto::ids::NodeId;
-use unum_proto::init::{
-    Answer, Ask, Fault, LogStdio, PipeStdio, PtyStdio, Rlimit, Spawn, Stdio,
-};
+use unum_proto::init::{Answer, Ask, Fault, LogStdio, PipeStdio, PtyStdio, Rlimit, Spawn, Stdio};
 use unum_proto::process::{
     ARGUMENTS_SIZE_MAX, Program, StartFailure, StartReply, StartRequest, StartStep,
 };
@@ -67,7 +65,7 @@ impl Processes {
                     let text = format!("there is no node {wanted}; see `unum nodes`");
                     Err(failure(StartStep::Place, 0, text))
                 }
-                Some(node) if !node.runs_programs() => {
+                Some(node) if !node.is_worker() => {
                     let text = format!("node {} does not run programs: it is a witness", node.name);
                     Err(failure(StartStep::Place, 0, text))
                 }
@@ -87,7 +85,7 @@ impl Processes {
         let candidates: Vec<Candidate> = self.shared.nodes.candidates();
         let candidates = candidates.into_iter().map(|candidate| {
             let sent = placed.get(&candidate.node).map_or(0, |placed| placed.count);
-            Candidate { sent_since: sent, ..candidate }
+            Candidate { recent: candidate.recent + sent, ..candidate }
         });
         let candidates: Vec<Candidate> = candidates.collect();
         let chosen = choose(&candidates, rand::random()).ok_or_else(|| {
