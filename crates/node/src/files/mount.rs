@@ -105,7 +105,7 @@ impl Connection {
         let runtime = runtime.clone();
         let readers = Readers { count: READERS, pinned: false };
         let serving = self.session.run(readers, move |request| {
-            let _ = runtime.spawn(files.clone().answer(request));
+            drop(runtime.spawn(files.clone().answer(request)));
         })?;
         Ok(Mounted { serving, path: self.path })
     }
