@@ -7,9 +7,11 @@
 
 pub mod api;
 pub mod cluster;
+pub mod daemon;
 pub mod membership;
 pub mod registry;
 pub mod settings;
 pub mod store;
+pub mod stores;
 pub mod system;
 pub mod tasks;
