@@ -7,8 +7,8 @@
 
 pub mod api;
 pub mod cluster;
-pub mod files;
 pub mod daemon;
+pub mod files;
 pub mod membership;
 pub mod processes;
 pub mod registry;
