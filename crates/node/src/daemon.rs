@@ -9,7 +9,7 @@ use crate::api::Api;
 use crate::api::access::Access;
 use crate::cluster::credentials::{CredentialError, Credentials};
 use crate::cluster::lifecycle::Standing;
-use crate::cluster::running::{Found, Parts, Plan, RunError, Running};
+use crate::cluster::running::{Ending, Found, Parts, Plan, RunError, Running};
 use crate::cluster::{departure, founding, joining};
 use crate::settings::Settings;
 use crate::stores;
@@ -124,7 +124,7 @@ pub async fn run(
     let credentials = Credentials::of(&settings.data_dir);
     let mut daemon = Daemon { settings, shared, credentials, run, boot, running: None };
     let ended = daemon.live(found, inbox, stop).await;
-    daemon.stop().await;
+    daemon.stop(Ending::Daemon).await;
     local.shutdown().await;
     ended
 }
@@ -164,6 +164,7 @@ impl Daemon {
                 Turn::Gone => self.be_gone().await?,
                 Turn::Order(Order::Down(reply)) => {
                     self.say_goodbye();
+                    self.stop(Ending::Node).await;
                     let _ = reply.send(Ok(DownReply { daemon_pid: std::process::id() }));
                     tokio::time::sleep(LAST_REPLY_TIME).await;
                     return Ok(());
@@ -299,7 +300,7 @@ impl Daemon {
     }
 
     async fn become_solitary(&mut self) -> Result<(), DaemonError> {
-        self.stop().await;
+        self.stop(Ending::Node).await;
         self.forget()?;
         self.shared.set(Phase::Solitary, None);
         Ok(())
@@ -350,10 +351,10 @@ impl Daemon {
         }
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self, ending: Ending) {
         self.shared.set(Phase::Stopping, None);
         if let Some(running) = self.running.take() {
-            running.stop().await;
+            running.stop(ending).await;
         }
     }
 }

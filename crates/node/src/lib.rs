@@ -12,6 +12,7 @@ pub mod files;
 pub mod membership;
 pub mod processes;
 pub mod registry;
+pub mod services;
 pub mod settings;
 pub mod store;
 pub mod stores;

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use unum_proto::ids::Pid;
 use unum_proto::init::{
     Answer, Ask, Attach, Attached, Decoder, Failed, Fault, Fetch, FromInit, Happened, HelloAsk,
@@ -86,6 +86,7 @@ struct Shared {
     /// unum-init's process, as this daemon sees it.
     init: i32,
     missing: Mutex<Vec<String>>,
+    ended: watch::Sender<bool>,
 }
 
 type Replied = Result<(Answer, Option<OwnedFd>), WorldError>;
@@ -149,6 +150,7 @@ async fn greet(
         subscribers: Mutex::default(),
         init,
         missing: Mutex::default(),
+        ended: watch::Sender::new(false),
     });
     let world = World { shared: shared.clone() };
     let mut driver = Box::pin(drive(stream, queue, shared));
@@ -221,6 +223,11 @@ impl World {
         lock(&self.shared.missing).clone()
     }
 
+    /// Completes when the connection, and with it the world, has ended.
+    pub async fn ended(&self) {
+        let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
     async fn exchange(&self, ask: Ask, descriptor: Option<OwnedFd>) -> Replied {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
@@ -273,6 +280,7 @@ async fn drive(stream: UnixStream, queue: mpsc::Receiver<Frame>, shared: Arc<Sha
     }
     lock(&shared.waiting).clear();
     lock(&shared.subscribers).clear();
+    shared.ended.send_replace(true);
 }
 
 async fn write_frames(stream: &UnixStream, mut queue: mpsc::Receiver<Frame>) -> io::Result<()> {

@@ -13,6 +13,7 @@ pub mod values;
 
 use crate::cluster::running::Parts;
 use crate::daemon::{Order, Phase, Shared};
+use crate::processes::{self, Processes};
 use crate::registry::RegistryError;
 use access::Access;
 use std::sync::Arc;
@@ -47,7 +48,18 @@ impl Api {
         router = on::<methods::ValueGet, _>(router, &self, values::get);
         router = on::<methods::ValuePut, _>(router, &self, values::put);
         router = on::<methods::ValueList, _>(router, &self, values::list);
-        on::<methods::ValueDelete, _>(router, &self, values::delete)
+        router = on::<methods::ValueDelete, _>(router, &self, values::delete);
+        let api = self.clone();
+        router.merge(processes::routes(move || api.processes()))
+    }
+
+    /// The process service of the running node, or why there is none.
+    fn processes(&self) -> Result<Processes, Status> {
+        let parts = self.parts()?;
+        parts.services.processes.clone().ok_or_else(|| {
+            let why = parts.services.limits.join("; ");
+            Status::new(Code::Unavailable, format!("no programs from here: {why}"))
+        })
     }
 
     /// The running node, or why there is none.

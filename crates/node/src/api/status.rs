@@ -149,6 +149,8 @@ async fn cluster_status(parts: &Parts, own: StatusReply) -> StatusReply {
             as u32,
         losses_reason: voters::explain(&members, &consensus.voters),
         certificate_expires_ms: unix_ms(parts.identity.expires()),
+        chunks_degraded: parts.services.chunks_degraded(),
+        mount: parts.services.mount().map_or_else(String::new, |path| path.display().to_string()),
         warnings: warnings(parts, &nodes, &consensus, majority.err()),
         ..own
     }
@@ -192,6 +194,7 @@ fn warnings(
                 .into(),
         );
     }
+    told.extend(parts.services.limits.iter().cloned());
     for node in nodes.members().filter(|node| node.state == NodeState::Down) {
         told.push(format!("{} is dead: {}", node.name, node.why));
     }

@@ -14,6 +14,7 @@ use super::proposer::Proposer;
 use super::service::{ClusterService, Desk, keep_authority, learn_leader, renew};
 use crate::membership::{self, Membership, Timings};
 use crate::registry::{Options, Registry, Timing};
+use crate::services::{self, ServiceError, Services};
 use crate::settings::Settings;
 use crate::tasks::{Stop, TaskDeath, Tasks};
 use std::net::SocketAddr;
@@ -47,6 +48,7 @@ pub struct Parts {
     pub identity: Arc<IdentityStore>,
     pub membership: Membership,
     pub standing: watch::Receiver<Standing>,
+    pub services: Arc<Services>,
     pub tasks: Tasks,
 }
 
@@ -74,6 +76,17 @@ pub enum RunError {
     Identity(#[from] unum_net::identity::IdentityError),
     #[error("the registry cannot start: {0}")]
     Registry(String),
+    #[error(transparent)]
+    Services(#[from] ServiceError),
+}
+
+/// What ends when a node stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The daemon alone: programs and mount live on for the next one.
+    Daemon,
+    /// The machine's part in the cluster: programs end, the mount goes.
+    Node,
 }
 
 pub struct Running {
@@ -110,6 +123,15 @@ impl Running {
         let registry = start_registry(&plan.settings, node, client.clone()).await?;
         let starting = membership::service::prepare(node);
         let (standing, seen_standing) = watch::channel(Standing::Coming);
+        let services = Services::prepare(services::Plan {
+            settings: &plan.settings,
+            node,
+            registry: registry.clone(),
+            client: client.clone(),
+            membership: starting.membership.clone(),
+            tasks: tasks.clone(),
+        })
+        .await?;
         let facts = facts::node_facts(&plan.settings, facts::own_address(listening));
         let parts = Parts {
             settings: plan.settings.clone(),
@@ -123,6 +145,7 @@ impl Running {
             identity,
             membership: starting.membership.clone(),
             standing: seen_standing,
+            services,
             tasks,
         };
         let authority = Arc::new(Authority::load(
@@ -137,6 +160,7 @@ impl Running {
                 .await?;
         }
         spawn_tasks(&parts, authority, plan.credentials, standing, &facts, plan.boot);
+        parts.services.start();
         Ok(Self { parts, server, deaths })
     }
 
@@ -149,7 +173,11 @@ impl Running {
     }
 
     /// Hands leadership over, stops the tasks, then closes what they used.
-    pub async fn stop(self) {
+    pub async fn stop(self, ending: Ending) {
+        match ending {
+            Ending::Node => self.parts.services.end().await,
+            Ending::Daemon => self.parts.services.leave(),
+        }
         let _ = tokio::time::timeout(TRANSFER_TIME_MAX, give_up_leadership(&self.parts)).await;
         self.parts.tasks.shutdown().await;
         self.server.shutdown().await;
@@ -216,6 +244,7 @@ fn node_routes(parts: &Parts, authority: Arc<Authority>) -> Router {
     Router::new()
         .merge(consensus::routes(parts.registry.clone()))
         .merge(parts.membership.routes())
+        .merge(parts.services.routes())
         .merge(Arc::new(cluster).routes())
 }
 

@@ -45,7 +45,7 @@ use handles::Handles;
 use locks::LockOwners;
 use replicas::Replicas;
 
-pub use upkeep::{Cluster, routes as upkeep_routes, run as start_upkeep};
+pub use upkeep::{Cluster, nothing_held, routes as upkeep_routes, run as start_upkeep};
 
 /// Commands that one kernel call may need, at most: each has its own request id.
 const STEPS_MAX: u64 = 8;

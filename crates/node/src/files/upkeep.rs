@@ -92,6 +92,12 @@ pub fn routes(files: &Arc<Files>) -> Router {
     })
 }
 
+/// The answer of a node without a mount: nothing is open there.
+pub fn nothing_held() -> Router {
+    Router::new()
+        .call::<HeldInodesMethod>(|_, _| async { Ok(HeldInodesReply { held: Vec::new() }) })
+}
+
 /// Rule 4 of the contract in `unum_core::tree`: the answer is final only if the state here shows the
 /// inodes as orphans, so what is not shown as one counts as open.
 async fn answer_held(files: &Files, request: HeldInodes) -> Result<HeldInodesReply, Status> {

@@ -90,31 +90,6 @@ impl Processes {
         self.shared.world.ask(Ask::SetBlocks(SetBlocks { blocks })).await.map(drop)
     }
 
-    /// The methods, for `unum` and for other daemons.
-    pub fn routes(&self) -> Router {
-        macro_rules! answer {
-            ($method:ident) => {{
-                let service = self.clone();
-                move |incoming: Incoming, request| {
-                    let service = service.clone();
-                    async move { service.$method(incoming, request).await }
-                }
-            }};
-        }
-        let service = self.clone();
-        Router::new()
-            .call::<Start>(answer!(start))
-            .call::<List>(answer!(list))
-            .call::<Signal>(answer!(signal))
-            .call::<Wait>(answer!(wait))
-            .call::<Logs>(answer!(logs))
-            .call::<Where>(answer!(locate))
-            .stream::<Attach>(move |incoming, request, sender, receiver| {
-                let service = service.clone();
-                async move { service.attach(incoming, request, sender, receiver).await }
-            })
-    }
-
     /// The node whose block the PID is from.
     fn owner(&self, pid: Pid) -> Result<NodeId, Status> {
         let owner = self.shared.registry.read(|state| state.pids().owner(pid));
@@ -130,6 +105,33 @@ impl Processes {
     fn is_here(&self, node: NodeId) -> bool {
         node == self.shared.node
     }
+}
+
+/// The methods, for `unum` and for other daemons. `find` gives the service, or why there is none now.
+pub fn routes(
+    find: impl Fn() -> Result<Processes, Status> + Clone + Send + Sync + 'static,
+) -> Router {
+    macro_rules! answer {
+        ($method:ident) => {{
+            let find = find.clone();
+            move |incoming: Incoming, request| {
+                let service = find();
+                async move { service?.$method(incoming, request).await }
+            }
+        }};
+    }
+    let attach = find.clone();
+    Router::new()
+        .call::<Start>(answer!(start))
+        .call::<List>(answer!(list))
+        .call::<Signal>(answer!(signal))
+        .call::<Wait>(answer!(wait))
+        .call::<Logs>(answer!(logs))
+        .call::<Where>(answer!(locate))
+        .stream::<Attach>(move |incoming, request, sender, receiver| {
+            let service = attach();
+            async move { service?.attach(incoming, request, sender, receiver).await }
+        })
 }
 
 fn no_such_process(pid: Pid) -> Status {
