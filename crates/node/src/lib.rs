@@ -8,10 +8,13 @@
 pub mod api;
 pub mod cluster;
 pub mod daemon;
+pub mod files;
 pub mod membership;
+pub mod processes;
 pub mod registry;
 pub mod settings;
 pub mod store;
 pub mod stores;
 pub mod system;
 pub mod tasks;
+pub mod world;
