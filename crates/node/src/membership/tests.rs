@@ -245,8 +245,8 @@ fn a_contact_that_never_answers_is_down_after_a_while() {
 #[test]
 fn a_contact_learnt_during_a_stall_is_no_older_than_now() {
     let own = Identity { node: NodeId(1), run: 1 };
-    let mut gossip = Gossip::new(own, TIMINGS, 1, MS * 0);
-    gossip.set_contacts([NodeId(2)], MS * 0);
+    let mut gossip = Gossip::new(own, TIMINGS, 1, Duration::ZERO);
+    gossip.set_contacts([NodeId(2)], Duration::ZERO);
     gossip.tick(MS * 1);
     gossip.set_contacts([NodeId(2), NodeId(3)], MS * 900);
     gossip.tick(MS * 901);
