@@ -119,6 +119,8 @@ impl Running {
         for peer in &plan.peers {
             directory.set_node(NodeId(peer.node), facts::resolve(&peer.addresses).await);
         }
+        // Services call each other by name, also when the name leads back to this node.
+        directory.set_node(node, vec![facts::loopback(listening)]);
         let client = Client::new(identity.clone(), directory.clone(), net_settings(&plan.settings));
         let registry = start_registry(&plan.settings, node, client.clone()).await?;
         let starting = membership::service::prepare(node);
