@@ -142,6 +142,7 @@ impl Lab {
     fn daemon(&self, name: &str, change: impl FnOnce(&mut Settings)) -> Daemon {
         let dir: PathBuf = self.dir.path().join(name);
         let mut settings = Settings {
+            worker: false,
             data_dir: dir.join("data"),
             run_dir: dir.join("run"),
             mount: dir.join("unum"),
