@@ -63,7 +63,6 @@ pub(crate) struct Link {
     pub(crate) run: u64,
     /// When the certificates that it was made with end.
     expires: Option<Instant>,
-    pub(crate) born: Instant,
     /// No new calls: it ends with the last of its pending ones.
     retired: AtomicBool,
     /// Counts what was read.
@@ -109,7 +108,6 @@ impl Link {
             class,
             run: hello.run,
             expires,
-            born: Instant::now(),
             retired: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             dozing: AtomicBool::new(false),
@@ -129,6 +127,11 @@ impl Link {
         !self.retired.load(Ordering::Acquire)
             && !self.writer.is_closed()
             && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Whether anything came from the peer after its hello.
+    pub(crate) fn was_useful(&self) -> bool {
+        self.heard.load(Ordering::Relaxed) > 0
     }
 
     /// Takes no new calls, and ends with the last pending one.

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -14,9 +13,6 @@ use crate::{
     link::Link,
     tasks::Tasks,
 };
-
-/// A connection that lived so long was a good one: the next failure is the first.
-const GOOD_LIFE: Duration = Duration::from_secs(1);
 
 pub(crate) type Dialled = Result<Arc<Link>, Arc<str>>;
 
@@ -113,10 +109,10 @@ impl Slot {
     /// Lets a connection that takes no more calls end with its last one.
     fn put_away_old(&self, dialling: &mut Dialling) {
         if let Some(old) = self.link.swap(None) {
-            if old.born.elapsed() < GOOD_LIFE {
-                dialling.fail("the connection broke at once".into());
-            } else {
+            if old.was_useful() {
                 dialling.failures = 0;
+            } else {
+                dialling.fail("the connection broke at once".into());
             }
             old.retire();
         }

@@ -7,9 +7,15 @@
 
 pub mod api;
 pub mod cluster;
+pub mod daemon;
+pub mod files;
 pub mod membership;
+pub mod processes;
 pub mod registry;
+pub mod services;
 pub mod settings;
 pub mod store;
+pub mod stores;
 pub mod system;
 pub mod tasks;
+pub mod world;

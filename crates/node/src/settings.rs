@@ -39,6 +39,8 @@ pub struct Settings {
     pub replicas: u32,
     /// Forget at a power cut what was not synced, as a machine does: for playgrounds.
     pub volatile_writes: bool,
+    pub worker: bool,
+    pub file_patience: Duration,
     pub log: String,
 }
 
@@ -63,6 +65,8 @@ impl Default for Settings {
             raft_snapshot_entries: 20_000,
             replicas: 3,
             volatile_writes: false,
+            worker: true,
+            file_patience: Duration::from_secs(10),
             log: "info".into(),
         }
     }
@@ -141,6 +145,19 @@ pub const KEYS: &[Key] = &[
         boolean,
         shown,
         "Forget unsynced bytes when the daemon dies, as a power cut does. For playgrounds only"
+    ),
+    key!(
+        worker,
+        boolean,
+        shown,
+        "Mount the file tree and run programs on this node. Needs root and /dev/fuse"
+    ),
+    key!(
+        file_patience,
+        short_time,
+        shown_duration,
+        "How long a call on the file tree waits for a majority of the voters before it fails with \
+         ETIMEDOUT"
     ),
     key!(log, text, quoted, "What is logged: error, warn, info, debug, trace, or per module"),
 ];

@@ -8,6 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+/// The longest name of a machine's run.
+const BOOT_NAME_SIZE_MAX: usize = 128;
+
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot use {path}: {error}; choose another directory or run as root")]
@@ -77,6 +80,25 @@ pub fn next_run(data_dir: &Path) -> io::Result<u64> {
     Ok(run)
 }
 
+/// Names this run of the machine: the same for all daemons that run until it goes down. The kernel
+/// knows when it booted; that a machine of a playground, which shares its kernel with others, went
+/// down is known by the loss of its run directory.
+pub fn boot_name(run_dir: &Path) -> io::Result<Vec<u8>> {
+    let path = run_dir.join("boot");
+    let kernel = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    match std::fs::read(&path) {
+        Ok(name) if name.starts_with(kernel.trim_ascii()) && name.len() < BOOT_NAME_SIZE_MAX => {
+            return Ok(name);
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut name = kernel.trim_ascii().to_vec();
+    name.extend_from_slice(format!(".{:016x}", rand::random::<u64>()).as_bytes());
+    write_durably(&path, &name, 0o600)?;
+    Ok(name)
+}
+
 /// Makes this daemon less likely to wait for a CPU behind the programs that it serves. Without the
 /// right to do so it stays as it is.
 pub fn raise_priority() -> bool {
@@ -135,6 +157,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(next_run(dir.path()).unwrap(), 1);
         assert_eq!(next_run(dir.path()).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_machines_run_has_one_name_until_its_run_directory_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = boot_name(dir.path()).unwrap();
+        assert_eq!(boot_name(dir.path()).unwrap(), name);
+        std::fs::remove_file(dir.path().join("boot")).unwrap();
+        assert_ne!(boot_name(dir.path()).unwrap(), name);
+        std::fs::write(dir.path().join("boot"), "another kernel's boot").unwrap();
+        assert_ne!(boot_name(dir.path()).unwrap(), b"another kernel's boot");
     }
 
     #[test]

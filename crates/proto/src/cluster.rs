@@ -260,17 +260,17 @@ pub struct RenewReply {
     pub certificate: Option<Certificate>,
 }
 
-/// The leader gives the authority's key to a node that shall vote.
+/// Asks another voter for the authority's key.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct FetchAuthorityRequest {}
+
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct HoldAuthorityRequest {
+pub struct FetchAuthorityReply {
     #[prost(string, tag = "1")]
     pub certificate_pem: String,
     #[prost(string, tag = "2")]
     pub key_pem: String,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct HoldAuthorityReply {}
 
 /// One-way messages have no reply.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

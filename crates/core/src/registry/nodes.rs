@@ -57,6 +57,15 @@ impl Node {
             NodeState::Unspecified | NodeState::Left | NodeState::Removed => false,
         }
     }
+
+    pub fn is_up(&self) -> bool {
+        self.state == NodeState::Up
+    }
+
+    /// Whether it stores chunks and runs programs; a witness does neither.
+    pub fn is_worker(&self) -> bool {
+        self.role == Role::Node
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -61,9 +61,59 @@ struct Span {
     source: Option<Source>,
 }
 
+/// Spans by offset. Most files have one extent, and a map's smallest node has room for many times
+/// that: so one span is kept in place. Not both `one` and `many` are in use.
+#[derive(Clone, Debug, Default)]
+struct Spans {
+    one: Option<(u64, Span)>,
+    many: OrdMap<u64, Span>,
+}
+
+impl Spans {
+    fn len(&self) -> usize {
+        usize::from(self.one.is_some()) + self.many.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Extent> {
+        let many = self.many.iter().map(|(&at, span)| extent(at, span));
+        self.single().into_iter().chain(many)
+    }
+
+    /// Those that start in `start..end`.
+    fn range(&self, start: u64, end: u64) -> impl Iterator<Item = Extent> {
+        let one = self.single().filter(|one| (start..end).contains(&one.offset));
+        let many = self.many.range(start..end).map(|(&at, span)| extent(at, span));
+        one.into_iter().chain(many)
+    }
+
+    /// The last that starts at or before `offset`.
+    fn until(&self, offset: u64) -> Option<Extent> {
+        let one = self.single().filter(|one| one.offset <= offset);
+        one.or_else(|| self.many.get_prev(&offset).map(|(&at, span)| extent(at, span)))
+    }
+
+    fn insert(&mut self, offset: u64, span: Span) {
+        if self.len() == 0 {
+            self.one = Some((offset, span));
+            return;
+        }
+        self.many.extend(self.one.take());
+        self.many.insert(offset, span);
+    }
+
+    fn remove(&mut self, offset: u64) {
+        self.one.take_if(|(at, _)| *at == offset);
+        self.many.remove(&offset);
+    }
+
+    fn single(&self) -> Option<Extent> {
+        self.one.as_ref().map(|(at, span)| extent(*at, span))
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct ExtentMap {
-    spans: OrdMap<u64, Span>,
+    spans: Spans,
     allocated: u64,
 }
 
@@ -72,23 +122,18 @@ impl ExtentMap {
         self.spans.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
-
     pub fn allocated(&self) -> u64 {
         self.allocated
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Extent> {
-        self.spans.iter().map(|(&offset, span)| extent(offset, span))
+        self.spans.iter()
     }
 
     /// The extents that share bytes with `start..end`, whole, in order.
     pub fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = Extent> {
         let first = self.before(start).filter(|extent| extent.end() > start);
-        let rest = self.spans.range(start..end.max(start)).map(|(&at, span)| extent(at, span));
-        first.into_iter().chain(rest)
+        first.into_iter().chain(self.spans.range(start, end.max(start)))
     }
 
     /// The same, cut to `start..end`.
@@ -145,7 +190,7 @@ impl ExtentMap {
             self.remove(left);
             joined = Extent { length: left.length + joined.length, ..left };
         }
-        let right = self.spans.get(&joined.end()).map(|span| self::extent(joined.end(), span));
+        let right = self.spans.range(joined.end(), joined.end() + 1).next();
         if let Some(right) = right.filter(|right| right.continues(&joined)) {
             self.remove(right);
             joined.length += right.length;
@@ -155,7 +200,7 @@ impl ExtentMap {
 
     fn before(&self, offset: u64) -> Option<Extent> {
         let last = offset.checked_sub(1)?;
-        self.spans.get_prev(&last).map(|(&at, span)| extent(at, span))
+        self.spans.until(last)
     }
 
     fn put(&mut self, extent: Extent) {
@@ -165,12 +210,15 @@ impl ExtentMap {
 
     fn remove(&mut self, extent: Extent) {
         self.allocated -= extent.length;
-        self.spans.remove(&extent.offset);
+        self.spans.remove(extent.offset);
     }
 
     /// What is wrong inside of this map.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
+        if self.spans.one.is_some() && !self.spans.many.is_empty() {
+            faults.push("extents in two places".to_owned());
+        }
         let mut end = 0;
         let mut sum = 0;
         for extent in self.iter() {

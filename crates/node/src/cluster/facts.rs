@@ -1,7 +1,7 @@
 //! What this machine says about itself.
 
 use crate::settings::Settings;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use unum_proto::cluster::NodeFacts;
 use unum_proto::registry::Description;
 
@@ -41,16 +41,26 @@ pub fn own_address(listening: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The address under which this machine reaches its own daemon.
+pub fn loopback(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
+}
+
 /// Without a route to the world, the first address in the kernel's table of local ones.
 fn first_interface_address(listening: SocketAddr) -> SocketAddr {
     let table = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let ip = local_addresses(&table).into_iter().find(|ip| !ip.is_loopback());
-    SocketAddr::new(ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST).into(), listening.port())
+    SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST).into(), listening.port())
 }
 
 /// In the table, an address of this host is a line `|-- ADDRESS` followed by `/32 host LOCAL`.
-fn local_addresses(table: &str) -> Vec<std::net::Ipv4Addr> {
-    let mut last: Option<std::net::Ipv4Addr> = None;
+fn local_addresses(table: &str) -> Vec<Ipv4Addr> {
+    let mut last: Option<Ipv4Addr> = None;
     let mut found = Vec::new();
     for line in table.lines() {
         if let Some(address) = line.trim().strip_prefix("|-- ") {

@@ -1,7 +1,7 @@
 //! What the registry and gossip together say of the members. Pure.
 
 use crate::membership::{MemberState, View};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use unum_core::registry::voters::{Health, Member};
 use unum_core::registry::{Node, Nodes};
@@ -13,21 +13,16 @@ use unum_proto::registry::NodeState;
 /// its former run.
 pub const NEWCOMER_GRACE: Duration = Duration::from_secs(3);
 
-/// The members as the choice of voters sees them. `caught_up` names those whose log is near ours.
-pub fn members(
-    nodes: &Nodes,
-    view: &View,
-    own: NodeId,
-    now: Time,
-    caught_up: &BTreeSet<NodeId>,
-) -> Vec<Member> {
+/// The members as the judgement of the cluster's health wants them. Whose log is how far only the
+/// leader knows, and that judgement does not ask.
+pub fn members(nodes: &Nodes, view: &View, own: NodeId, now: Time) -> Vec<Member> {
     nodes
         .members()
         .map(|node| Member {
             id: node.id,
             role: node.role,
             health: health(node, view, own, now),
-            caught_up: caught_up.contains(&node.id),
+            caught_up: true,
         })
         .collect()
 }
@@ -180,13 +175,11 @@ mod tests {
     fn members_are_alive_when_both_say_so() {
         let mut state = three();
         apply(&mut state, Kind::NodeDown(NodeDown { node: 2, epoch: 2, why: String::new() }));
-        let caught_up = BTreeSet::from([NodeId(1), NodeId(3)]);
         let seen = view(&[Alive, Alive, Down]);
         let now = Time(5_000_000_000);
-        let members = members(state.nodes(), &seen, NodeId(1), now, &caught_up);
+        let members = members(state.nodes(), &seen, NodeId(1), now);
         let health: Vec<Health> = members.iter().map(|member| member.health).collect();
         let since = state.nodes().get(NodeId(2)).unwrap().since;
         assert_eq!(health, [Health::Alive, Health::DeadSince(since), Health::DeadSince(now)]);
-        assert!(members[0].caught_up && !members[1].caught_up);
     }
 }

@@ -208,7 +208,11 @@ impl Gossip {
         let mut view: View = self
             .contacts
             .iter()
-            .map(|(node, since)| (*node, self.member_view(*node, known.get(node), now - *since)))
+            .map(|(node, since)| {
+                // The clock steps back a little when a stall is forgiven.
+                let silence = now.saturating_sub(*since);
+                (*node, self.member_view(*node, known.get(node), silence))
+            })
             .collect();
         let run = self.foca.identity().run;
         let load = Some(self.own_load).filter(|load| load.sequence > 0);

@@ -243,6 +243,17 @@ fn a_contact_that_never_answers_is_down_after_a_while() {
 }
 
 #[test]
+fn a_contact_learnt_during_a_stall_is_no_older_than_now() {
+    let own = Identity { node: NodeId(1), run: 1 };
+    let mut gossip = Gossip::new(own, TIMINGS, 1, Duration::ZERO);
+    gossip.set_contacts([NodeId(2)], Duration::ZERO);
+    gossip.tick(MS * 1);
+    gossip.set_contacts([NodeId(2), NodeId(3)], MS * 900);
+    gossip.tick(MS * 901);
+    assert_eq!(gossip.view(MS * 902)[&NodeId(3)].state, MemberState::Unknown);
+}
+
+#[test]
 fn loads_reach_everybody_and_the_newest_wins() {
     let mut net = Net::new(8, 5);
     net.run(MS * 3000);

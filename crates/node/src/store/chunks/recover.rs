@@ -150,7 +150,7 @@ impl Index {
 
 /// Finds the heads of all records. Where there is none, the next sound one is looked for.
 fn scan(file: &dyn DiskFile, salt: u64, size: u32) -> Result<Scanned, DiskError> {
-    let mut window = Window { file, start: 0, bytes: Vec::new() };
+    let mut window = Window::over(file, size);
     let mut scanned =
         Scanned { records: Vec::new(), gaps: Vec::new(), end: SEGMENT_HEADER_BYTES as u32 };
     let mut at = scanned.end;
@@ -185,7 +185,7 @@ fn next_head(
     from: u32,
     size: u32,
 ) -> Result<Option<u32>, DiskError> {
-    let mut window = Window { file, start: 0, bytes: Vec::new() };
+    let mut window = Window::over(file, size);
     for at in from..size {
         if Head::decode(window.at(at)?, salt).is_some_and(|head| fits(&head, at, size)) {
             return Ok(Some(at));
@@ -196,22 +196,35 @@ fn next_head(
 
 struct Window<'a> {
     file: &'a dyn DiskFile,
+    size: u32,
     start: u32,
     bytes: Vec<u8>,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    fn over(file: &'a dyn DiskFile, size: u32) -> Self {
+        Self { file, size, start: 0, bytes: Vec::new() }
+    }
+
     /// What is in the file from `at` on: enough for any head, or up to the end.
     fn at(&mut self, at: u32) -> Result<&[u8], DiskError> {
-        let held =
-            at >= self.start && (at - self.start) as usize + HEAD_BYTES_MAX <= self.bytes.len();
-        if !held {
-            self.bytes.resize(WINDOW_BYTES, 0);
-            let read = self.file.read_at(&mut self.bytes, u64::from(at))?;
-            self.bytes.truncate(read);
-            self.start = at;
+        let skip = at.wrapping_sub(self.start) as usize;
+        if at < self.start || (skip + HEAD_BYTES_MAX > self.bytes.len() && self.end() < self.size) {
+            self.fill(at)?;
         }
         Ok(self.bytes.get((at - self.start) as usize..).unwrap_or_default())
+    }
+
+    fn fill(&mut self, at: u32) -> Result<(), DiskError> {
+        self.bytes.resize(WINDOW_BYTES.min(self.size.saturating_sub(at) as usize), 0);
+        let read = self.file.read_at(&mut self.bytes, u64::from(at))?;
+        self.bytes.truncate(read);
+        self.start = at;
+        Ok(())
+    }
+
+    fn end(&self) -> u32 {
+        self.start.saturating_add(self.bytes.len() as u32)
     }
 }
 
