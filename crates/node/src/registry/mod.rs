@@ -18,7 +18,6 @@ mod network;
 pub mod offload;
 mod pipeline;
 mod room;
-pub mod rpc;
 mod shell;
 pub mod snapshots;
 mod start;
