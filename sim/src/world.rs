@@ -184,6 +184,8 @@ impl World {
                     ghost.shutdown().await;
                 }
             }
+            // It stays down until somebody starts it again, as a daemon on a full disk would.
+            Err(error) if error.is_full() => self.note(format!("{node} cannot start: {error}")),
             Err(error) if self.is_alive(node, life) => {
                 self.violated(format!("{node} cannot start: {error}"));
             }
