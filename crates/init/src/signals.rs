@@ -1,8 +1,8 @@
 //! Who gets a signal, and whether its sender may send it.
 //!
 //! Root's signals to a process or group go out at once. All else is an *errand*: a forked child becomes
-//! the user and calls kill(2), so the kernel judges; and what must look through /proc does so there,
-//! because reading a process's stat can block for long, which must not stop the loop.
+//! the user and calls kill(2), so the kernel judges; and what must look through /proc does so there too,
+//! out of the way of the loop.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use unum_proto::init::{Failed, Fault};
-use unum_sys::pids;
+use unum_sys::pids::{self, Detail};
 use unum_sys::process::{self, InChild, PidFd, signal_group};
 
 use crate::fault::{failed, no_such_process, system};
@@ -110,7 +110,7 @@ fn to_each(members: &[u32], signal: u32) -> io::Result<()> {
 }
 
 fn members(session: u32, leader: Option<u32>) -> io::Result<Vec<u32>> {
-    let all = pids::processes(Path::new(PROC), false)?;
+    let all = pids::processes(Path::new(PROC), Detail::Safe)?;
     let chosen = all.iter().filter(|p| p.session == session && Some(p.pid) != leader);
     Ok(chosen.map(|p| p.pid).collect())
 }
@@ -118,7 +118,7 @@ fn members(session: u32, leader: Option<u32>) -> io::Result<Vec<u32>> {
 /// The errand of a terminal's loss: SIGHUP, and SIGCONT so that stopped ones hear it, to every process
 /// group of the session.
 pub fn hang_up(session: u32, leader: Option<u32>) -> io::Result<()> {
-    let all = pids::processes(Path::new(PROC), false)?;
+    let all = pids::processes(Path::new(PROC), Detail::Safe)?;
     let of_session = all.iter().filter(|p| p.session == session && Some(p.pid) != leader);
     for group in of_session.map(|p| p.group).collect::<BTreeSet<u32>>() {
         hang_up_group(group);
