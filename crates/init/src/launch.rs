@@ -15,7 +15,7 @@ use rustix::fs::FlockOperation;
 use rustix::process::Resource;
 use unum_sys::process::{Fork, Rlimit, SignalFd, fork};
 use unum_sys::world::ALREADY_RUNNING_STATUS;
-use unum_sys::{namespace, process};
+use unum_sys::{mounts, process};
 
 use crate::server::{Setup, World};
 use crate::signals::{SIGCHLD, SIGTERM};
@@ -85,8 +85,8 @@ pub fn launch(options: &Options) -> i32 {
 
 fn try_launch(options: &Options) -> Result<(), LaunchError> {
     let lock = lock_state(&options.state)?;
-    let shared = namespace::root_is_shared();
-    namespace::unshare_world().map_err(step("make the world's namespaces"))?;
+    let shared = mounts::root_is_shared();
+    mounts::unshare_world().map_err(step("make the world's namespaces"))?;
     let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| step("make a pipe")(e.into()))?;
     match fork().map_err(step("fork"))? {
@@ -168,7 +168,7 @@ fn become_init(options: &Options, shared: bool) -> Result<World, LaunchError> {
     rustix::process::setsid().map_err(|e| step("leave the session")(e.into()))?;
     rustix::process::chdir("/").map_err(|e| step("enter /")(e.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    namespace::mount_proc().map_err(step("mount the world's /proc"))?;
+    mounts::mount_proc().map_err(step("mount the world's /proc"))?;
     let signals = SignalFd::new(&[SIGCHLD as i32, SIGTERM as i32]).map_err(step("take signals"))?;
     protect();
     let descriptors = raise_descriptor_limit();

@@ -18,7 +18,7 @@ use unum_proto::init::{
 };
 use unum_sys::pids::{self, PidCursor};
 use unum_sys::process::{self, Change, Exit, Heard, Rlimit, SignalFd, StartFailure, Word};
-use unum_sys::{fds, namespace, pty};
+use unum_sys::{fds, mounts, pty};
 
 use crate::blocks::{BlockError, Guard, Move};
 use crate::connection::{Connection, Lost};
@@ -949,7 +949,7 @@ impl World {
             // In a child because the look-up of the path may block.
             process::Fork::Child(never) => never.run(|| {
                 use std::os::fd::AsFd;
-                signals::exit_with(namespace::graft(mount.as_fd(), &path));
+                signals::exit_with(mounts::graft(mount.as_fd(), &path));
             }),
         }
     }

@@ -1,6 +1,9 @@
-//! unum-sys
+//! What Linux does for us: the only crate with `unsafe`. It knows nothing of Unum; it gives safe
+//! names to system calls that no other crate gives whole.
 
 pub mod fds;
+pub mod fuse;
+pub mod mounts;
 pub mod namespace;
 pub mod pids;
 pub mod process;

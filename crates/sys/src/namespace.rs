@@ -1,41 +1,86 @@
-//! Making and entering the namespaces of a world.
+//! Leaving and entering Linux namespaces.
+//!
+//! Both act on the calling thread. Mount namespaces can only be changed while the process has a
+//! single thread, and a new PID namespace holds the children made afterwards, not the caller.
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
-/// Puts the caller into a new mount namespace that receives the machine's mounts but sends none back,
-/// and its future children into a new PID namespace. The next fork makes PID 1.
-pub fn unshare_world() -> io::Result<()> {
-    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWPID;
-    // SAFETY: neither flag takes away memory or descriptors that other code relies on; the
-    // working directory and root stay what they were.
-    unsafe { rustix::thread::unshare_unsafe(flags)? };
-    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    Ok(rustix::mount::mount_change("/", slave)?)
+/// The namespaces that together make a machine of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Mount,
+    Network,
+    Pid,
+    Uts,
+    Ipc,
 }
 
-/// Mounts a procfs of the caller's PID namespace over the inherited one.
-pub fn mount_proc() -> io::Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    Ok(rustix::mount::mount("proc", "/proc", "proc", flags, None)?)
+impl Kind {
+    fn to_unshare(self) -> UnshareFlags {
+        match self {
+            Self::Mount => UnshareFlags::NEWNS,
+            Self::Network => UnshareFlags::NEWNET,
+            Self::Pid => UnshareFlags::NEWPID,
+            Self::Uts => UnshareFlags::NEWUTS,
+            Self::Ipc => UnshareFlags::NEWIPC,
+        }
+    }
+
+    fn to_enter(self) -> ThreadNameSpaceType {
+        match self {
+            Self::Mount => ThreadNameSpaceType::MOUNT,
+            Self::Network => ThreadNameSpaceType::NETWORK,
+            Self::Pid => ThreadNameSpaceType::PROCESS_ID,
+            Self::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+            Self::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+        }
+    }
 }
 
-/// Attaches a detached mount (open_tree(2) with OPEN_TREE_CLONE, or fsmount(2)) at `path`.
-pub fn graft(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(rustix::mount::move_mount(mount, "", rustix::fs::CWD, path, flags)?)
+/// Moves the calling thread (for `Kind::Pid`: its children to come) into new namespaces.
+pub fn unshare(kinds: &[Kind]) -> io::Result<()> {
+    let flags = kinds.iter().fold(UnshareFlags::empty(), |all, kind| all | kind.to_unshare());
+    // SAFETY: the call is unsafe only for CLONE_FILES, which would give this thread a descriptor
+    // table of its own while other code takes descriptors for process-wide; `Kind` cannot express
+    // it. There is no safe way to call unshare(2).
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
-/// Whether mounts made on the machine from now on reach a new world: false when `/` is not shared.
-pub fn root_is_shared() -> bool {
-    let Ok(text) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
-    // ID PARENT DEV ROOT MOUNTPOINT OPTIONS [shared:N ...] - TYPE ...; the last `/` is on top.
-    let root = text.lines().rfind(|line| line.split(' ').nth(4) == Some("/"));
-    root.is_some_and(|line| {
-        line.split(' ').skip(6).take_while(|w| *w != "-").any(|w| w.starts_with("shared:"))
-    })
+/// Moves the calling thread (for `Kind::Pid`: its children to come) into the namespaces of the
+/// process that `pidfd` refers to, all of them or none.
+pub fn enter(pidfd: BorrowedFd<'_>, kinds: &[Kind]) -> io::Result<()> {
+    let all = kinds.iter().fold(ThreadNameSpaceType::empty(), |all, kind| all | kind.to_enter());
+    rustix::thread::move_into_thread_name_spaces(pidfd, all).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+
+    fn network_of_thread() -> std::path::PathBuf {
+        std::fs::read_link("/proc/thread-self/ns/net").expect("a thread has a network namespace")
+    }
+
+    #[test]
+    fn a_thread_leaves_and_comes_back_alone() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: namespaces need root");
+            return;
+        }
+        let here = network_of_thread();
+        let this_process: Pid = getpid();
+        std::thread::spawn(move || {
+            unshare(&[Kind::Network]).expect("root may unshare");
+            assert_ne!(network_of_thread(), here);
+            let pidfd = pidfd_open(this_process, PidfdFlags::empty()).expect("own pidfd");
+            enter(std::os::fd::AsFd::as_fd(&pidfd), &[Kind::Network]).expect("root may enter");
+            assert_eq!(network_of_thread(), here);
+        })
+        .join()
+        .expect("the thread's checks hold");
+    }
 }
