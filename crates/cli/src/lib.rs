@@ -1,1 +1,65 @@
-//! unum-cli
+//! `unum`, the command line: what people type, turned into calls of the local daemon, and replies
+//! turned into tables, JSON and exit statuses.
+//!
+//! No logic of the cluster lives here. Errors say what failed, what was tried and what to do next.
+
+pub mod args;
+mod cluster;
+mod daemon;
+pub mod dev;
+mod failure;
+mod lifecycle;
+mod manual;
+mod output;
+mod service;
+mod values;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use failure::{EXIT_USAGE, Failure, Result};
+use output::Output;
+
+/// The whole program. Returns the exit status.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wanted = !error.use_stderr();
+            // Nobody reads: nothing to do about it.
+            let _ = error.print();
+            return if wanted { 0 } else { EXIT_USAGE };
+        }
+    };
+    match run(cli) {
+        Ok(exit) => exit,
+        Err(failure) => tell(&failure),
+    }
+}
+
+fn tell(failure: &Failure) -> u8 {
+    eprintln!("unum: {failure}");
+    failure.exit
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    let out = Output::new(cli.json);
+    let socket = cli.socket.unwrap_or_else(|| daemon::SOCKET.into());
+    let done = |()| 0;
+    match cli.verb {
+        Verb::Up(start) => lifecycle::up(&start, &out).map(done),
+        Verb::Join { token, addresses, start } => {
+            lifecycle::join(token, addresses, &start, &out).map(done)
+        }
+        Verb::Down { config } => lifecycle::down(config, &socket, &out).map(done),
+        Verb::Leave { force } => cluster::leave(&socket, force, &out).map(done),
+        Verb::Remove { node, force } => cluster::remove(&socket, node, force, &out).map(done),
+        Verb::Nodes => cluster::nodes(&socket, &out).map(done),
+        Verb::Status => cluster::status(&socket, &out).map(done),
+        Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
+        Verb::Registry(verb) => values::run(&socket, verb, &out).map(done),
+        Verb::Dev(args) => dev::run(args, &out),
+        Verb::DevMachine(args) => dev::run_machine(args),
+        Verb::Completions { shell } => manual::completions(shell).map(done),
+        Verb::Man { directory } => manual::pages(&directory).map(done),
+    }
+}

@@ -1,1 +1,416 @@
 //! The local API: what `unum` asks of its own node's daemon.
+//!
+//! One request and one reply for each method; the method's name stands above its request. The
+//! caller is whoever the socket's peer credentials say. A daemon that belongs to no cluster yet
+//! answers `admin.status`, `admin.create`, `admin.join` and `admin.down`; it refuses the rest with a
+//! status that says so.
+//!
+//! Times are Unix time in milliseconds. A field that has nothing to say is 0 or empty.
+
+use prost::{Enumeration, Message};
+
+/// Where a node stands in the life of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    Unspecified = 0,
+    /// Admitted, not heard of yet.
+    Joining = 1,
+    Alive = 2,
+    /// Somebody missed its answers; not yet given up.
+    Suspect = 3,
+    Dead = 4,
+    /// Handing over what it holds, on its way out.
+    Leaving = 5,
+}
+
+impl NodeState {
+    /// The word that people and JSON see. Stable.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Joining => "joining",
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
+/// What a node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum NodeRole {
+    Unspecified = 0,
+    /// Votes when chosen, stores chunks, runs programs.
+    Node = 1,
+    /// Votes; stores no chunks and runs no programs.
+    Witness = 2,
+}
+
+impl NodeRole {
+    /// The word that people and JSON see. Stable.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Node => "node",
+            Self::Witness => "witness",
+        }
+    }
+}
+
+/// What the daemon that answers is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum DaemonState {
+    Unspecified = 0,
+    /// Belongs to no cluster: waits for `admin.create` or `admin.join`.
+    Solitary = 1,
+    /// Reads its disk or looks for its peers.
+    Starting = 2,
+    /// Serves everything.
+    Ready = 3,
+    /// Belongs to a cluster but reaches no majority: changes are refused.
+    NoQuorum = 4,
+    Stopping = 5,
+}
+
+impl DaemonState {
+    /// The word that people and JSON see. Stable.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Solitary => "solitary",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::NoQuorum => "no-quorum",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// `admin.create`: makes a new cluster whose first node this is. Refused when the daemon already
+/// belongs to one.
+#[derive(Clone, PartialEq, Message)]
+pub struct CreateRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CreateReply {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+}
+
+/// `admin.join`: joins the cluster that made the token. Returns when the node is admitted and its
+/// certificate is on disk.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinRequest {
+    /// As printed by `unum token create`.
+    #[prost(string, tag = "1")]
+    pub token: String,
+    /// HOST:PORT of any member, tried in order.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinReply {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+}
+
+/// `admin.leave`: hands over what this node holds, leaves the cluster and forgets it. The daemon
+/// then is solitary.
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaveRequest {
+    /// Leave even when that loses data or the majority.
+    #[prost(bool, tag = "1")]
+    pub force: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaveReply {}
+
+/// `admin.remove`: declares another node gone for good. Its certificate is refused from then on.
+#[derive(Clone, PartialEq, Message)]
+pub struct RemoveRequest {
+    /// A name or a numeric id.
+    #[prost(string, tag = "1")]
+    pub node: String,
+    /// Remove it even when it is alive, or when that loses data or the majority.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct RemoveReply {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// `admin.down`: unmounts, stops the node's world and ends the daemon after the reply. The node
+/// stays a member.
+#[derive(Clone, PartialEq, Message)]
+pub struct DownRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DownReply {
+    /// The daemon's process, so that the caller can wait for its end.
+    #[prost(uint32, tag = "1")]
+    pub daemon_pid: u32,
+}
+
+/// `admin.nodes`: every member.
+#[derive(Clone, PartialEq, Message)]
+pub struct NodesRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct NodesReply {
+    /// Ordered by id.
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Node {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(enumeration = "NodeState", tag = "3")]
+    pub state: i32,
+    #[prost(enumeration = "NodeRole", tag = "4")]
+    pub role: i32,
+    #[prost(bool, tag = "5")]
+    pub voter: bool,
+    #[prost(bool, tag = "6")]
+    pub leader: bool,
+    /// HOST:PORT where its peers reach it.
+    #[prost(string, tag = "7")]
+    pub address: String,
+    #[prost(uint32, tag = "8")]
+    pub cores: u32,
+    /// Runnable tasks, one-minute average, in thousandths.
+    #[prost(uint32, tag = "9")]
+    pub load_milli: u32,
+    #[prost(uint64, tag = "10")]
+    pub memory_bytes: u64,
+    #[prost(uint64, tag = "11")]
+    pub memory_free_bytes: u64,
+    #[prost(uint64, tag = "12")]
+    pub epoch: u64,
+    #[prost(string, tag = "13")]
+    pub version: String,
+    #[prost(uint64, tag = "14")]
+    pub joined_ms: u64,
+    /// When this node last heard of it; 0 for the node that answers.
+    #[prost(uint64, tag = "15")]
+    pub heard_ms: u64,
+    /// Programs that run there for the cluster.
+    #[prost(uint32, tag = "16")]
+    pub processes: u32,
+    /// As `uname -m` says.
+    #[prost(string, tag = "17")]
+    pub arch: String,
+}
+
+/// `admin.status`: this node and the health of the cluster as it sees it.
+#[derive(Clone, PartialEq, Message)]
+pub struct StatusRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StatusReply {
+    #[prost(enumeration = "DaemonState", tag = "1")]
+    pub state: i32,
+    /// Empty while solitary, as all that follows but `daemon_pid`, `version` and `started_ms`.
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+    #[prost(uint64, tag = "3")]
+    pub node: u64,
+    #[prost(string, tag = "4")]
+    pub name: String,
+    #[prost(string, tag = "5")]
+    pub address: String,
+    /// 0 while no leader is known.
+    #[prost(uint64, tag = "6")]
+    pub leader: u64,
+    #[prost(uint64, tag = "7")]
+    pub term: u64,
+    /// The registry's newest index applied here.
+    #[prost(uint64, tag = "8")]
+    pub applied: u64,
+    #[prost(uint32, tag = "9")]
+    pub nodes: u32,
+    #[prost(uint32, tag = "10")]
+    pub nodes_alive: u32,
+    #[prost(uint32, tag = "11")]
+    pub voters: u32,
+    #[prost(uint32, tag = "12")]
+    pub voters_alive: u32,
+    /// How many more nodes may be lost at once, whichever they are, with nothing lost or stopped.
+    #[prost(uint32, tag = "13")]
+    pub losses_survivable: u32,
+    /// Why not more, as a sentence.
+    #[prost(string, tag = "14")]
+    pub losses_reason: String,
+    /// Chunks with fewer replicas than wanted.
+    #[prost(uint64, tag = "15")]
+    pub chunks_degraded: u64,
+    #[prost(uint64, tag = "16")]
+    pub certificate_expires_ms: u64,
+    /// Where the file tree is mounted; empty when it is not.
+    #[prost(string, tag = "17")]
+    pub mount: String,
+    #[prost(string, tag = "18")]
+    pub version: String,
+    #[prost(uint32, tag = "19")]
+    pub daemon_pid: u32,
+    #[prost(uint64, tag = "20")]
+    pub started_ms: u64,
+    /// What an operator should know, one sentence each: a full disk, a missing right, a lost clock.
+    #[prost(string, repeated, tag = "21")]
+    pub warnings: Vec<String>,
+}
+
+/// `admin.token-create`: root only.
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenCreateRequest {
+    #[prost(uint64, tag = "1")]
+    pub ttl_ms: u64,
+    #[prost(enumeration = "NodeRole", tag = "2")]
+    pub role: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenCreateReply {
+    /// The secret. Shown once; the registry keeps only its hash.
+    #[prost(string, tag = "1")]
+    pub token: String,
+    /// A public name of the token, for listing and revoking.
+    #[prost(string, tag = "2")]
+    pub id: String,
+    /// Where the new node should turn to, best first.
+    #[prost(string, repeated, tag = "3")]
+    pub addresses: Vec<String>,
+    #[prost(uint64, tag = "4")]
+    pub expires_ms: u64,
+}
+
+/// `admin.token-list`: tokens neither used, revoked nor expired. Root only.
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenListRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenListReply {
+    #[prost(message, repeated, tag = "1")]
+    pub tokens: Vec<Token>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Token {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(enumeration = "NodeRole", tag = "2")]
+    pub role: i32,
+    #[prost(uint64, tag = "3")]
+    pub created_ms: u64,
+    #[prost(uint64, tag = "4")]
+    pub expires_ms: u64,
+}
+
+/// `admin.token-revoke`: root only.
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenRevokeRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenRevokeReply {}
+
+/// `admin.value-get`: a named value of the registry, linearizable.
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueGetRequest {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueGetReply {
+    /// Absent when there is no such name.
+    #[prost(message, optional, tag = "1")]
+    pub value: Option<Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Value {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub content: Vec<u8>,
+    /// Grows with each put; 1 is the first.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    /// In a listing `content` is left out and this tells its length.
+    #[prost(uint64, tag = "4")]
+    pub size_bytes: u64,
+}
+
+/// `admin.value-put`.
+#[derive(Clone, PartialEq, Message)]
+pub struct ValuePutRequest {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub content: Vec<u8>,
+    /// Put only if the current version is this; 0: only if the name is new.
+    #[prost(uint64, optional, tag = "3")]
+    pub if_version: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValuePutReply {
+    /// False when `if_version` did not match; `version` then is the one found (0: none).
+    #[prost(bool, tag = "1")]
+    pub done: bool,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+
+/// `admin.value-list`: names that begin with a prefix, in order, without their contents.
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueListRequest {
+    #[prost(string, tag = "1")]
+    pub prefix: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueListReply {
+    #[prost(message, repeated, tag = "1")]
+    pub values: Vec<Value>,
+}
+
+/// `admin.value-delete`.
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueDeleteRequest {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(uint64, optional, tag = "2")]
+    pub if_version: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueDeleteReply {
+    /// False when there was no such name or `if_version` did not match.
+    #[prost(bool, tag = "1")]
+    pub done: bool,
+    /// The version found; 0 when there was none.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}

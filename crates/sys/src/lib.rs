@@ -1,3 +1,11 @@
-//! unum-sys: the one crate that may use `unsafe`, for what Linux offers and safe crates do not.
+//! What Linux does for us: the only crate with `unsafe`. It knows nothing of Unum; it gives safe
+//! names to system calls that no other crate gives whole.
 
+pub mod fds;
 pub mod fuse;
+pub mod mounts;
+pub mod namespace;
+pub mod pids;
+pub mod process;
+pub mod pty;
+pub mod world;

@@ -1,0 +1,182 @@
+//! The command line of `unum`. Command names and options are an interface: scripts use them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::dev::args::{DevArgs, MachineArgs};
+
+#[derive(Debug, Parser)]
+#[command(name = "unum", version, about = "One computer out of several Linux machines")]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// The daemon's socket (default: /run/unum/unumd.sock)
+    #[arg(long, global = true, env = "UNUM_SOCKET", value_name = "PATH", hide_env_values = true)]
+    pub socket: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start this machine's daemon; on its first start, make a new cluster
+    Up(StartArgs),
+    /// Start this machine's daemon and join a cluster
+    Join {
+        /// As printed by `unum token create`
+        token: String,
+        /// Any member's HOST:PORT
+        #[arg(required = true)]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        start: StartArgs,
+    },
+    /// Take this node out of its cluster for good
+    Leave {
+        /// Leave even if data or the majority is lost by it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Declare another node gone for good
+    Remove {
+        /// Name or id
+        node: String,
+        /// Remove it even if it is alive, or if data or the majority is lost by it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Stop this machine's daemon and its programs; the node stays a member
+    Down {
+        /// The settings file that the daemon was started with
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// List the nodes of the cluster
+    Nodes,
+    /// Show how this node and the cluster are
+    Status,
+    /// Make, list and revoke join tokens
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Read and write named values of the registry
+    #[command(subcommand)]
+    Registry(ValueVerb),
+    /// Make and break small clusters on this computer
+    Dev(DevArgs),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write manual pages into a directory
+    Man { directory: PathBuf },
+    #[command(hide = true)]
+    DevMachine(MachineArgs),
+}
+
+#[derive(Debug, Default, Args)]
+pub struct StartArgs {
+    /// The settings file; written with its defaults when there is none
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What must survive: the registry's log, file contents, credentials
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Sockets and what may be lost at a reboot
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// The address and port to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// The node's name (default: the host name)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where the cluster's file tree is mounted
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Make a token and print the command that joins a machine with it
+    Create {
+        /// How long it may be used, such as 10m, 1h or 2d
+        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        ttl: Duration,
+        /// What the new node will be for
+        #[arg(long, value_enum, default_value_t = Role::Node)]
+        role: Role,
+    },
+    /// List tokens that can still be used
+    List,
+    /// Make a token useless
+    Revoke {
+        /// As shown by `unum token list`
+        id: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    Node,
+    Witness,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ValueVerb {
+    /// Print a value
+    Get { name: String },
+    /// Set a value
+    Put {
+        name: String,
+        /// The value; - reads standard input
+        value: OsString,
+        /// Only if this is the current version (0: only if the name is new)
+        #[arg(long, value_name = "VERSION")]
+        if_version: Option<u64>,
+    },
+    /// List names
+    List {
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Remove a value
+    Delete {
+        name: String,
+        /// Only if this is the current version
+        #[arg(long, value_name = "VERSION")]
+        if_version: Option<u64>,
+    },
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    unum_node::settings::parse_duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_playground_is_named_anywhere_after_dev() {
+        let name = |words: &[&str]| {
+            let cli = Cli::try_parse_from(words).expect("it parses");
+            match cli.verb {
+                Verb::Dev(dev) => dev.name,
+                other => panic!("not dev: {other:?}"),
+            }
+        };
+        assert_eq!(name(&["unum", "dev", "--name", "x", "down"]), "x");
+        assert_eq!(name(&["unum", "dev", "down", "--name", "x"]), "x");
+        assert_eq!(name(&["unum", "dev", "exec", "n1", "--", "sh", "--name", "x"]), "default");
+        assert_eq!(name(&["unum", "dev", "partition", "n1", "n2", "--", "n3"]), "default");
+    }
+}

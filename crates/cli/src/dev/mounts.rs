@@ -1,0 +1,80 @@
+//! What a machine of the playground sees as its file system.
+//!
+//! Its root is the computer's own, so every program is there. Private to it are /proc, /run, /tmp
+//! and /dev/shm, which are lost with its power, and /etc/unum and /var/lib/unum, which are its disk.
+//! Mounts made inside are shared among the namespaces inside and never seen outside.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
+    mount_change, move_mount, open_tree,
+};
+
+use crate::failure::{Explain, Result};
+
+pub const SETTINGS_DIR: &str = "/etc/unum";
+pub const DATA_DIR: &str = "/var/lib/unum";
+pub const MOUNT_POINT: &str = "/unum";
+
+const TMPFS: [(&str, &std::ffi::CStr); 3] =
+    [("/run", c"mode=755"), ("/tmp", c"mode=1777"), ("/dev/shm", c"mode=1777")];
+
+/// Makes the empty directories on the computer's own tree that machines mount over.
+pub fn make_mount_points() -> Result<()> {
+    for path in [SETTINGS_DIR, DATA_DIR, MOUNT_POINT] {
+        std::fs::create_dir_all(path).explain(|| format!("cannot make the directory {path}"))?;
+    }
+    Ok(())
+}
+
+/// Builds the machine's view. `dir` is the machine's directory in the playground; `programs` holds
+/// the binaries of Unum.
+pub fn set_up(dir: &Path, programs: &Path) -> Result<()> {
+    let recursive = MountPropagationFlags::REC;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | recursive)
+        .and_then(|()| mount_change("/", MountPropagationFlags::SHARED | recursive))
+        .explain(|| "cannot part the machine's mounts from the computer's".into())?;
+    let kept = keep_visible(&[dir, programs])?;
+    mount(
+        "proc",
+        "/proc",
+        "proc",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        None,
+    )
+    .explain(|| "cannot mount /proc".into())?;
+    for (path, options) in TMPFS {
+        mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options)
+            .explain(|| format!("cannot mount {path}"))?;
+    }
+    for (path, tree) in kept {
+        attach(&path, &tree).explain(|| format!("cannot keep {} visible", path.display()))?;
+    }
+    for (source, target) in [("etc", SETTINGS_DIR), ("data", DATA_DIR), ("hosts", "/etc/hosts")] {
+        mount_bind(dir.join(source), target).explain(|| format!("cannot mount over {target}"))?;
+    }
+    Ok(())
+}
+
+/// Trees that a tmpfs is about to hide, to be put back on top of it.
+fn keep_visible(paths: &[&Path]) -> Result<Vec<(PathBuf, OwnedFd)>> {
+    let hidden = |path: &&&Path| TMPFS.iter().any(|(tmpfs, _)| path.starts_with(tmpfs));
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let open = |path: &&Path| {
+        let tree = open_tree(CWD, *path, flags)
+            .explain(|| format!("cannot keep {} visible", path.display()))?;
+        Ok((path.to_path_buf(), tree))
+    };
+    paths.iter().filter(hidden).map(open).collect()
+}
+
+fn attach(path: &Path, tree: &OwnedFd) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Every limit of the state machines, with its unit. Limits that depend on each other are checked
+//! here at compile time.
+
+use std::time::Duration;
+
+/// Largest file, in bytes.
+pub const FILE_SIZE_MAX: u64 = 8 << 40;
+/// Largest chunk, in bytes.
+pub const CHUNK_SIZE_MAX: u32 = 4 << 20;
+/// Replicas that one chunk may have.
+pub const REPLICAS_MAX: usize = 16;
+/// Extents of one file; its writer lays a ragged file out anew long before.
+pub const EXTENTS_PER_INODE_MAX: usize = 1 << 20;
+/// Extents, and new chunks, of one write command.
+pub const WRITE_EXTENTS_MAX: usize = 1024;
+/// Chunks of the whole tree.
+pub const CHUNKS_MAX: usize = 1 << 26;
+/// Inodes of the whole tree, orphans included.
+pub const INODES_MAX: usize = 1 << 26;
+/// Bytes that all files together may allocate, reserved ones included.
+pub const ALLOCATED_MAX: u64 = 1 << 60;
+/// What a counter of a snapshot may have reached: far from where it would overflow.
+pub const COUNTER_MAX: u64 = 1 << 62;
+/// Bytes of a name in a directory.
+pub const NAME_LENGTH_MAX: usize = 255;
+/// Bytes of a symbolic link's target.
+pub const SYMLINK_LENGTH_MAX: usize = 4095;
+/// Names of one inode that is no directory.
+pub const LINKS_MAX: u32 = 65_000;
+/// Bytes of an extended attribute's name.
+pub const XATTR_NAME_LENGTH_MAX: usize = 255;
+/// Bytes of an extended attribute's value.
+pub const XATTR_VALUE_SIZE_MAX: usize = 64 << 10;
+/// Bytes of the names of an inode's extended attributes, each with its terminating zero.
+pub const XATTR_LIST_SIZE_MAX: usize = 64 << 10;
+/// Bytes of the names and values of an inode's extended attributes.
+pub const XATTR_TOTAL_SIZE_MAX: usize = 128 << 10;
+/// Least time between the loss of the last name and the end of an inode.
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+/// Inodes named by one hold, release or reap command.
+pub const INODE_BATCH_MAX: usize = 1024;
+/// Locks of both tables on one inode.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+/// Waiting lock requests on one inode.
+pub const WAITS_PER_INODE_MAX: usize = 1024;
+/// Owners that one search for a deadlock visits; past it the request may wait.
+pub const DEADLOCK_SEARCH_MAX: usize = 1024;
+/// Entries, extents, chunks, locks or waits in one snapshot record.
+pub const RECORD_ITEMS_MAX: usize = 256;
+/// Bytes of one encoded snapshot record.
+pub const RECORD_SIZE_MAX: usize = 256 << 10;
+
+/// Bytes that an item of a snapshot record needs at most, besides its name.
+const RECORD_ITEM_OVERHEAD: usize = 256;
+
+const _: () = {
+    assert!(RECORD_ITEMS_MAX * (NAME_LENGTH_MAX + RECORD_ITEM_OVERHEAD) <= RECORD_SIZE_MAX);
+    assert!(XATTR_TOTAL_SIZE_MAX + SYMLINK_LENGTH_MAX + (8 << 10) <= RECORD_SIZE_MAX);
+    assert!(XATTR_VALUE_SIZE_MAX + XATTR_NAME_LENGTH_MAX <= XATTR_TOTAL_SIZE_MAX);
+    assert!(FILE_SIZE_MAX < i64::MAX as u64);
+    assert!(ALLOCATED_MAX.checked_add(FILE_SIZE_MAX).is_some());
+    assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
+};

@@ -1,0 +1,215 @@
+//! The chunk table: what the cluster must keep, where, and how to tell that it is whole.
+//!
+//! Invariants: a chunk belongs to one inode for life. `live` is the number of bytes that the
+//! inode's extents take from it; a chunk with none leaves the table with the command that made it
+//! so, and nodes delete chunks that the table does not know. Every chunk has a replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use unum_proto::ids::{ChunkId, Ino, NodeId};
+use unum_proto::tree::{NewChunk, SetReplicas};
+
+use super::error::TreeError;
+use crate::limits::{CHUNK_SIZE_MAX, REPLICAS_MAX};
+
+/// A blake3 hash.
+pub type Hash = [u8; 32];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub ino: Ino,
+    pub length: u32,
+    pub hash: Hash,
+    /// Sorted, without repetition.
+    pub replicas: Arc<[NodeId]>,
+    pub live: u64,
+}
+
+impl Chunk {
+    /// What a message says of a chunk, checked.
+    pub fn from_proto(ino: Ino, chunk: &NewChunk) -> Result<(ChunkId, Self), TreeError> {
+        let id = chunk.id.ok_or(TreeError::Invalid)?.into();
+        if chunk.length == 0 || chunk.length > CHUNK_SIZE_MAX {
+            return Err(TreeError::Invalid);
+        }
+        let hash = chunk.hash.as_ref().try_into().map_err(|_| TreeError::Invalid)?;
+        let replicas = valid_replicas(&chunk.replicas)?;
+        Ok((id, Self { ino, length: chunk.length, hash, replicas, live: 0 }))
+    }
+
+    pub fn to_proto(&self, id: ChunkId) -> NewChunk {
+        NewChunk {
+            id: Some(id.into()),
+            length: self.length,
+            hash: bytes::Bytes::copy_from_slice(&self.hash),
+            replicas: self.replicas.iter().map(|node| node.0).collect(),
+        }
+    }
+}
+
+/// A chunk with fewer live replicas than it should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    pub id: ChunkId,
+    pub chunk: Chunk,
+    pub live: Vec<NodeId>,
+}
+
+/// One step of a walk through the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walk<T> {
+    pub found: Vec<T>,
+    /// Where to go on; None at the end.
+    pub next: Option<ChunkId>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ChunkTable {
+    chunks: OrdMap<ChunkId, Chunk>,
+    stored: u64,
+}
+
+impl ChunkTable {
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Bytes of all chunks, each counted once.
+    pub fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    pub fn get(&self, id: ChunkId) -> Option<&Chunk> {
+        self.chunks.get(&id)
+    }
+
+    pub fn iter_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, &Chunk)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.chunks.range((from, Bound::Unbounded)).map(|(&id, chunk)| (id, chunk))
+    }
+
+    /// Looks at `scan_max` chunks after `after` and returns those with fewer than `wanted` replicas
+    /// (or than there are live nodes, if these are fewer).
+    pub fn lacking(
+        &self,
+        live: &BTreeSet<NodeId>,
+        wanted: usize,
+        after: Option<ChunkId>,
+        scan_max: usize,
+    ) -> Walk<Lacking> {
+        let wanted = wanted.min(live.len());
+        self.walk(after, scan_max, |id, chunk| {
+            let alive: Vec<NodeId> =
+                chunk.replicas.iter().copied().filter(|node| live.contains(node)).collect();
+            (alive.len() < wanted).then(|| Lacking { id, chunk: chunk.clone(), live: alive })
+        })
+    }
+
+    /// Looks at `scan_max` chunks after `after` and returns those that `node` keeps.
+    pub fn on_node(
+        &self,
+        node: NodeId,
+        after: Option<ChunkId>,
+        scan_max: usize,
+    ) -> Walk<(ChunkId, Chunk)> {
+        self.walk(after, scan_max, |id, chunk| {
+            chunk.replicas.contains(&node).then(|| (id, chunk.clone()))
+        })
+    }
+
+    fn walk<T>(
+        &self,
+        after: Option<ChunkId>,
+        scan_max: usize,
+        mut pick: impl FnMut(ChunkId, &Chunk) -> Option<T>,
+    ) -> Walk<T> {
+        let mut found = Vec::new();
+        let mut last = None;
+        let mut seen = 0;
+        for (id, chunk) in self.iter_after(after).take(scan_max.max(1)) {
+            found.extend(pick(id, chunk));
+            last = Some(id);
+            seen += 1;
+        }
+        let next = if seen == scan_max.max(1) { last } else { None };
+        Walk { found, next }
+    }
+
+    pub(super) fn add(&mut self, id: ChunkId, chunk: Chunk) {
+        self.stored += u64::from(chunk.length);
+        self.chunks.insert(id, chunk);
+    }
+
+    pub(super) fn acquire(&mut self, id: ChunkId, bytes: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&id) {
+            chunk.live += bytes;
+        }
+    }
+
+    /// The chunk stays until `prune`: a later step of the same command may take it up again.
+    pub(super) fn release(&mut self, id: ChunkId, bytes: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&id) {
+            chunk.live -= bytes;
+        }
+    }
+
+    /// Drops those of `ids` of which nothing is live.
+    pub(super) fn prune(&mut self, ids: impl IntoIterator<Item = ChunkId>) {
+        for id in ids {
+            if self.chunks.get(&id).is_some_and(|chunk| chunk.live == 0)
+                && let Some(chunk) = self.chunks.remove(&id)
+            {
+                self.stored -= u64::from(chunk.length);
+            }
+        }
+    }
+
+    pub(super) fn set_replicas(&mut self, command: &SetReplicas) -> Result<(), TreeError> {
+        let id: ChunkId = command.chunk.ok_or(TreeError::Invalid)?.into();
+        let expected = valid_replicas(&command.expected)?;
+        let replicas = valid_replicas(&command.replicas)?;
+        let chunk = self.chunks.get_mut(&id).ok_or(TreeError::Stale)?;
+        if chunk.replicas != expected {
+            return Err(TreeError::Stale);
+        }
+        chunk.replicas = replicas;
+        Ok(())
+    }
+
+    /// What is wrong, given the bytes that extents really take from each chunk, by inode.
+    pub(super) fn faults(&self, used: &BTreeMap<(ChunkId, Ino), u64>) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut stored = 0;
+        for (id, chunk) in self.chunks.iter() {
+            stored += u64::from(chunk.length);
+            let live = used.get(&(*id, chunk.ino)).copied().unwrap_or(0);
+            if live != chunk.live || live == 0 {
+                faults.push(format!("chunk {id}: {} bytes live, {live} used", chunk.live));
+            }
+            if chunk.replicas.is_empty() {
+                faults.push(format!("chunk {id} has no replica"));
+            }
+        }
+        for (id, ino) in used.keys() {
+            if self.get(*id).is_none_or(|chunk| chunk.ino != *ino) {
+                faults.push(format!("{ino} uses chunk {id}, which is unknown or another's"));
+            }
+        }
+        if stored != self.stored {
+            faults.push(format!("{} bytes stored, {stored} in chunks", self.stored));
+        }
+        faults
+    }
+}
+
+fn valid_replicas(raw: &[u64]) -> Result<Arc<[NodeId]>, TreeError> {
+    let sorted: BTreeSet<NodeId> = raw.iter().copied().map(NodeId).collect();
+    let fits = !raw.is_empty() && raw.len() <= REPLICAS_MAX && sorted.len() == raw.len();
+    if !fits || sorted.contains(&NodeId(0)) {
+        return Err(TreeError::Invalid);
+    }
+    Ok(sorted.into_iter().collect())
+}

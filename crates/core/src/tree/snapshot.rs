@@ -1,0 +1,412 @@
+//! A tree as a stream of records of bounded size, and back.
+//!
+//! Each record is at most `RECORD_SIZE_MAX` bytes encoded. The stream is a function of the state
+//! alone, so equal trees give equal streams. Absorbing checks each record for itself and, at the end,
+//! the whole by `Tree::check`: a rotten or foreign snapshot is refused, never half believed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use unum_proto::ids::{Ino, NodeId};
+use unum_proto::tree::tree_record::Record;
+use unum_proto::tree::{
+    Attributes, ChunkRecord, ChunksRecord, EndRecord, EntriesRecord, EntryRecord, ExtentsRecord,
+    HeaderRecord, InodeRecord, LocksRecord, OrphanRecord, TreeRecord, WaitRecord, WaitsRecord,
+    Xattr,
+};
+
+use super::Tree;
+use super::attributes::valid_xattr_name;
+use super::chunks::Chunk;
+use super::content::{valid_extent, within_chunk};
+use super::directory::{Directory, Entry, valid_name};
+use super::error::TreeError;
+use super::extents::{Extent, ExtentMap};
+use super::inode::{Body, Inode, Kind, Xattrs, valid_timestamp};
+use super::locks::{HeldLock, InodeLocks, Wait};
+use super::namespace::valid_target;
+use super::orphans::Orphan;
+use crate::limits::{
+    COUNTER_MAX, FILE_SIZE_MAX, RECORD_ITEMS_MAX, XATTR_TOTAL_SIZE_MAX, XATTR_VALUE_SIZE_MAX,
+};
+use crate::time::Time;
+
+const FORMAT: u32 = 1;
+
+/// Why a snapshot was not taken over. Fetch another one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("the snapshot has format {0}, this version reads format {FORMAT}: upgrade this node")]
+    Format(u32),
+    #[error("record {at} of the snapshot is malformed: {why}")]
+    Malformed { at: u64, why: TreeError },
+    #[error("the snapshot ends early, after {0} records")]
+    Truncated(u64),
+    #[error("the snapshot contradicts itself: {}", .0.join("; "))]
+    Inconsistent(Vec<String>),
+}
+
+impl Tree {
+    /// The whole tree, lazily. Clone the tree first to go on changing it meanwhile.
+    pub fn records(&self) -> impl Iterator<Item = TreeRecord> {
+        let head = std::iter::once(Record::Header(self.header()));
+        let inodes = self.inodes.iter().map(|(&ino, inode)| inode_record(ino, inode));
+        let entries = self.inodes.iter().flat_map(|(&ino, inode)| entry_records(ino, inode));
+        let chunks = batches(self.chunks.iter_after(None), |(id, chunk)| ChunkRecord {
+            chunk: Some(chunk.to_proto(id)),
+            ino: chunk.ino.0,
+        });
+        let chunks = chunks.map(|chunks| Record::Chunks(ChunksRecord { chunks }));
+        let extents = self.inodes.iter().flat_map(|(&ino, inode)| extent_records(ino, inode));
+        let orphans = self.orphan_records();
+        let locks = self.locks.iter().flat_map(|(ino, locks)| lock_records(ino, locks));
+        let body = head
+            .chain(inodes)
+            .chain(entries)
+            .chain(chunks)
+            .chain(extents)
+            .chain(orphans)
+            .chain(locks);
+        ended(body)
+    }
+
+    fn header(&self) -> HeaderRecord {
+        HeaderRecord {
+            format: FORMAT,
+            next_ino: self.next_ino.0,
+            lock_version: self.locks.version(),
+            next_orphan: self.orphans.next_sequence,
+        }
+    }
+
+    fn orphan_records(&self) -> impl Iterator<Item = Record> {
+        let nameless = self.orphans.since.iter().map(|(&ino, orphan)| OrphanRecord {
+            ino: ino.0,
+            since: Some(orphan.since.0),
+            holders: self.raw_holders(ino),
+            sequence: orphan.sequence,
+        });
+        let held = self.orphans.holders.keys().filter(|&&ino| !self.is_orphan(ino));
+        let named = held.map(|&ino| OrphanRecord {
+            ino: ino.0,
+            since: None,
+            holders: self.raw_holders(ino),
+            sequence: 0,
+        });
+        nameless.chain(named).map(Record::Orphan)
+    }
+
+    fn raw_holders(&self, ino: Ino) -> Vec<u64> {
+        self.orphans.holders_of(ino).iter().map(|node| node.0).collect()
+    }
+}
+
+/// Wraps records and puts the end behind them.
+fn ended(records: impl Iterator<Item = Record>) -> impl Iterator<Item = TreeRecord> {
+    let mut records = records;
+    let mut count = Some(0);
+    std::iter::from_fn(move || {
+        let record = match records.next() {
+            Some(record) => {
+                count = count.map(|count| count + 1);
+                record
+            }
+            None => Record::End(EndRecord { records: count.take()? }),
+        };
+        Some(TreeRecord { record: Some(record) })
+    })
+}
+
+fn batches<T, U>(
+    items: impl Iterator<Item = T>,
+    convert: impl Fn(T) -> U,
+) -> impl Iterator<Item = Vec<U>> {
+    let mut items = items;
+    std::iter::from_fn(move || {
+        let batch: Vec<U> = items.by_ref().take(RECORD_ITEMS_MAX).map(&convert).collect();
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+fn inode_record(ino: Ino, inode: &Inode) -> Record {
+    let (parent, next_cookie) = match &inode.body {
+        Body::Directory(directory) => (directory.parent.0, directory.next_cookie()),
+        _ => (0, 0),
+    };
+    let target = match &inode.body {
+        Body::Symlink(target) => Bytes::copy_from_slice(target),
+        _ => Bytes::new(),
+    };
+    let xattr = |(name, value): (&Arc<[u8]>, &Arc<[u8]>)| Xattr {
+        name: Bytes::copy_from_slice(name),
+        value: Bytes::copy_from_slice(value),
+    };
+    Record::Inode(InodeRecord {
+        attributes: Some(inode.attributes(ino)),
+        target,
+        xattrs: inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()).map(xattr).collect(),
+        parent,
+        next_cookie,
+        linkable: inode.linkable,
+    })
+}
+
+fn entry_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
+    let directory = inode.directory().ok().into_iter();
+    let entries = directory.flat_map(|directory| directory.after(0));
+    let entries = batches(entries, |(name, entry)| EntryRecord {
+        name: Bytes::copy_from_slice(name),
+        ino: entry.ino.0,
+        cookie: entry.cookie,
+    });
+    entries.map(move |entries| Record::Entries(EntriesRecord { directory: ino.0, entries }))
+}
+
+fn extent_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
+    let map = inode.extents().ok().into_iter();
+    let extents = batches(map.flat_map(|map| map.iter()), |extent| unum_proto::tree::Extent {
+        offset: extent.offset,
+        length: extent.length,
+        chunk: extent.source.map(|source| source.chunk.into()),
+        chunk_offset: extent.source.map_or(0, |source| source.offset),
+    });
+    extents.map(move |extents| Record::Extents(ExtentsRecord { ino: ino.0, extents }))
+}
+
+fn lock_records(ino: Ino, locks: &InodeLocks) -> impl Iterator<Item = Record> {
+    let held = batches(locks.held.iter(), HeldLock::to_proto)
+        .map(move |locks| Record::Locks(LocksRecord { ino: ino.0, locks }));
+    let waits = batches(locks.waits.iter(), |wait| WaitRecord {
+        lock: Some(wait.lock.to_proto()),
+        waiter: wait.waiter,
+    });
+    held.chain(waits.map(move |waits| Record::Waits(WaitsRecord { ino: ino.0, waits })))
+}
+
+/// Builds a tree from its records, in their order.
+#[derive(Debug)]
+pub struct TreeLoader {
+    tree: Tree,
+    records: u64,
+    begun: bool,
+    ended: bool,
+}
+
+impl Default for TreeLoader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TreeLoader {
+    pub fn new() -> Self {
+        Self { tree: Tree::bare(), records: 0, begun: false, ended: false }
+    }
+
+    /// Takes the next record. After an error the loader is good for nothing more.
+    pub fn absorb(&mut self, record: &TreeRecord) -> Result<(), SnapshotError> {
+        let at = self.records;
+        let malformed = |why| SnapshotError::Malformed { at, why };
+        let record = record.record.as_ref().ok_or(malformed(TreeError::Invalid))?;
+        if self.ended || self.begun == matches!(record, Record::Header(_)) {
+            return Err(malformed(TreeError::Invalid));
+        }
+        if let Record::Header(header) = record
+            && header.format != FORMAT
+        {
+            return Err(SnapshotError::Format(header.format));
+        }
+        self.put(record).map_err(malformed)?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// The tree, if all its records came and agree with each other.
+    pub fn finish(self) -> Result<Tree, SnapshotError> {
+        if !self.ended {
+            return Err(SnapshotError::Truncated(self.records));
+        }
+        let faults = self.tree.check();
+        if faults.is_empty() { Ok(self.tree) } else { Err(SnapshotError::Inconsistent(faults)) }
+    }
+
+    fn put(&mut self, record: &Record) -> Result<(), TreeError> {
+        match record {
+            Record::Header(header) => self.put_header(header),
+            Record::Inode(inode) => self.put_inode(inode),
+            Record::Entries(entries) => self.put_entries(entries),
+            Record::Chunks(chunks) => self.put_chunks(chunks),
+            Record::Extents(extents) => self.put_extents(extents),
+            Record::Orphan(orphan) => self.put_orphan(orphan),
+            Record::Locks(locks) => self.put_locks(locks),
+            Record::Waits(waits) => self.put_waits(waits),
+            Record::End(end) => self.put_end(end),
+        }
+    }
+
+    fn put_header(&mut self, header: &HeaderRecord) -> Result<(), TreeError> {
+        self.begun = true;
+        let counters = [header.next_ino, header.lock_version, header.next_orphan];
+        if counters.iter().any(|&counter| counter > COUNTER_MAX) {
+            return Err(TreeError::Invalid);
+        }
+        self.tree.next_ino = Ino(header.next_ino);
+        self.tree.locks.restore_version(header.lock_version);
+        self.tree.orphans.next_sequence = header.next_orphan;
+        Ok(())
+    }
+
+    fn put_inode(&mut self, record: &InodeRecord) -> Result<(), TreeError> {
+        let attributes = record.attributes.as_ref().ok_or(TreeError::Invalid)?;
+        let ino = Ino(attributes.ino);
+        let inode = restored_inode(attributes, record)?;
+        match self.tree.inodes.insert(ino, Arc::new(inode)) {
+            None => Ok(()),
+            Some(_) => Err(TreeError::Exists),
+        }
+    }
+
+    fn put_entries(&mut self, record: &EntriesRecord) -> Result<(), TreeError> {
+        let entries = record.entries.iter().map(|entry| {
+            let ino = Ino(entry.ino);
+            let kind = self.tree.inode(ino)?.kind();
+            Ok((valid_name(&entry.name)?, Entry { ino, kind, cookie: entry.cookie }))
+        });
+        let entries = entries.collect::<Result<Vec<_>, TreeError>>()?;
+        let inode = self.tree.inode_mut(Ino(record.directory))?;
+        let Body::Directory(directory) = &mut inode.body else {
+            return Err(TreeError::NotDirectory);
+        };
+        let fits = entries.into_iter().all(|(name, entry)| directory.restore(name, entry));
+        if fits { Ok(()) } else { Err(TreeError::Exists) }
+    }
+
+    fn put_chunks(&mut self, record: &ChunksRecord) -> Result<(), TreeError> {
+        for chunk in &record.chunks {
+            let proto = chunk.chunk.as_ref().ok_or(TreeError::Invalid)?;
+            let (id, chunk) = Chunk::from_proto(Ino(chunk.ino), proto)?;
+            if self.tree.chunks.get(id).is_some() {
+                return Err(TreeError::Exists);
+            }
+            self.tree.chunks.add(id, chunk);
+        }
+        Ok(())
+    }
+
+    fn put_extents(&mut self, record: &ExtentsRecord) -> Result<(), TreeError> {
+        let ino = Ino(record.ino);
+        for raw in &record.extents {
+            let extent = valid_extent(raw, 0)?;
+            if let Some(source) = extent.source {
+                let chunk = self.tree.chunks.get(source.chunk).ok_or(TreeError::Stale)?;
+                if chunk.ino != ino || !within_chunk(&extent, chunk) {
+                    return Err(TreeError::Invalid);
+                }
+                self.tree.chunks.acquire(source.chunk, extent.length);
+            }
+            self.put_extent(ino, extent)?;
+        }
+        Ok(())
+    }
+
+    fn put_extent(&mut self, ino: Ino, extent: Extent) -> Result<(), TreeError> {
+        let Body::Regular(map) = &mut self.tree.inode_mut(ino)?.body else {
+            return Err(TreeError::Invalid);
+        };
+        if map.overlapping(extent.offset, extent.end()).next().is_some() {
+            return Err(TreeError::Invalid);
+        }
+        map.insert(extent);
+        self.tree.allocated = self.tree.allocated.saturating_add(extent.length);
+        Ok(())
+    }
+
+    fn put_orphan(&mut self, record: &OrphanRecord) -> Result<(), TreeError> {
+        let ino = Ino(record.ino);
+        self.tree.inode(ino)?;
+        if let Some(since) = record.since {
+            let orphan = Orphan { since: Time(since), sequence: record.sequence };
+            self.tree.orphans.restore(ino, orphan);
+        }
+        for &holder in &record.holders {
+            self.tree.orphans.hold(NodeId(holder), ino);
+        }
+        Ok(())
+    }
+
+    fn put_locks(&mut self, record: &LocksRecord) -> Result<(), TreeError> {
+        let held = record.locks.iter().map(restored_lock).collect::<Result<Vec<_>, _>>()?;
+        self.tree.locks.restore_held(Ino(record.ino), held.into_iter());
+        Ok(())
+    }
+
+    fn put_waits(&mut self, record: &WaitsRecord) -> Result<(), TreeError> {
+        for wait in &record.waits {
+            let lock = restored_lock(wait.lock.as_ref().ok_or(TreeError::Invalid)?)?;
+            let wait = Wait { waiter: wait.waiter, lock };
+            self.tree.locks.restore_wait(Ino(record.ino), wait);
+        }
+        Ok(())
+    }
+
+    fn put_end(&mut self, end: &EndRecord) -> Result<(), TreeError> {
+        self.ended = end.records == self.records;
+        if self.ended { Ok(()) } else { Err(TreeError::Invalid) }
+    }
+}
+
+fn restored_lock(raw: &unum_proto::tree::HeldLock) -> Result<HeldLock, TreeError> {
+    HeldLock::from_proto(NodeId(raw.node), raw.range.as_ref(), raw.exclusive, raw.pid)
+}
+
+fn restored_inode(attributes: &Attributes, record: &InodeRecord) -> Result<Inode, TreeError> {
+    let time = |time: Option<_>| valid_timestamp(time.ok_or(TreeError::Invalid)?);
+    let body = match Kind::from_proto(attributes.kind)? {
+        Kind::Regular => Body::Regular(ExtentMap::default()),
+        Kind::Directory => {
+            Body::Directory(Directory::restored(Ino(record.parent), record.next_cookie))
+        }
+        Kind::Symlink => Body::Symlink(valid_target(&record.target)?.into()),
+        Kind::Fifo => Body::Fifo,
+        Kind::Socket => Body::Socket,
+        Kind::Character => Body::Character(attributes.rdev),
+        Kind::Block => Body::Block(attributes.rdev),
+    };
+    let length = if matches!(body, Body::Regular(_)) { attributes.size } else { 0 };
+    if length > FILE_SIZE_MAX {
+        return Err(TreeError::FileTooBig);
+    }
+    if record.next_cookie > COUNTER_MAX || attributes.version > COUNTER_MAX {
+        return Err(TreeError::Invalid);
+    }
+    Ok(Inode {
+        mode: attributes.mode,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        nlink: attributes.nlink,
+        length,
+        atime: time(attributes.atime)?,
+        mtime: time(attributes.mtime)?,
+        ctime: time(attributes.ctime)?,
+        btime: time(attributes.btime)?,
+        content_time: Time(attributes.content_time),
+        version: attributes.version,
+        xattrs: restored_xattrs(&record.xattrs)?,
+        body,
+        linkable: record.linkable,
+    })
+}
+
+fn restored_xattrs(raw: &[Xattr]) -> Result<Option<Arc<Xattrs>>, TreeError> {
+    let mut xattrs = Xattrs::new();
+    let mut total = 0;
+    for xattr in raw {
+        let name = valid_xattr_name(&xattr.name)?;
+        total += name.len() + xattr.value.len();
+        if xattr.value.len() > XATTR_VALUE_SIZE_MAX || total > XATTR_TOTAL_SIZE_MAX {
+            return Err(TreeError::AttributeTooBig);
+        }
+        xattrs.insert(name.into(), xattr.value.as_ref().into());
+    }
+    Ok((!xattrs.is_empty()).then(|| Arc::new(xattrs)))
+}

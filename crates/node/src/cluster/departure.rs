@@ -1,0 +1,78 @@
+//! A node leaves of its own will: recorded first, then out of consensus, then gone.
+
+use super::running::Parts;
+use crate::api::registry_status;
+use crate::membership::MemberState;
+use std::time::Duration;
+use tokio::time::Instant;
+use unum_net::{Code, Status};
+use unum_proto::registry::{LeaveNode, command};
+
+/// How long the record of the departure may take.
+const RECORD_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the others may take to do without this node's vote.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(10);
+const LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Returns when the cluster does without this node. With `force`, it leaves whatever that breaks.
+pub async fn depart(parts: &Parts, force: bool) -> Result<(), Status> {
+    let others = parts
+        .registry
+        .read(|state| state.nodes().members().filter(|node| node.id != parts.node).count());
+    if others == 0 {
+        return match force {
+            true => Ok(()),
+            false => Err(Status::new(
+                Code::Conflict,
+                "this is the last node: with it the cluster ends and its files are gone; add \
+                 --force if that is meant",
+            )),
+        };
+    }
+    match release(parts).await {
+        Err(status) if force => {
+            tracing::warn!(%status, "leaves all the same");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+async fn release(parts: &Parts) -> Result<(), Status> {
+    require_heirs(parts)?;
+    let epoch = parts.epoch().ok_or_else(|| {
+        Status::new(Code::Unavailable, "this node has not come up yet; try again in a moment")
+    })?;
+    let leave = LeaveNode { node: parts.node.0, epoch: epoch.0 };
+    let recorded = parts.proposer.propose(command::Kind::LeaveNode(leave), RECORD_TIME_MAX).await;
+    recorded.map_err(registry_status)?;
+    let deadline = Instant::now() + RELEASE_TIME_MAX;
+    while parts.registry.standing().voters.contains(&parts.node) {
+        if Instant::now() >= deadline {
+            return Err(Status::new(
+                Code::Unavailable,
+                "the departure is recorded, but the other voters have not taken over yet; run \
+                 `unum leave --force` to go all the same",
+            ));
+        }
+        tokio::time::sleep(LOOK_PERIOD).await;
+    }
+    Ok(())
+}
+
+/// Somebody must be there to go on: without this node's vote the rest must still be a majority.
+fn require_heirs(parts: &Parts) -> Result<(), Status> {
+    let view = parts.membership.view();
+    let alive = |node| view.get(&node).is_some_and(|member| member.state == MemberState::Alive);
+    let alive = parts.registry.read(|state| {
+        state.nodes().members().filter(|node| node.id != parts.node && alive(node.id)).count()
+    });
+    if alive == 0 {
+        return Err(Status::new(
+            Code::Conflict,
+            "no other node is alive: if this one leaves now, the cluster stops; bring another \
+             node up first, or add --force",
+        ));
+    }
+    Ok(())
+}

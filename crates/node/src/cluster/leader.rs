@@ -1,0 +1,66 @@
+//! What the leader does for the members besides ordering commands: it calls the dead dead. (Who
+//! votes is consensus' own affair.)
+
+use super::observe::Newcomers;
+use super::proposer::Proposer;
+use crate::membership::Membership;
+use crate::registry::Registry;
+use crate::tasks::Stop;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
+use unum_core::time::Time;
+use unum_proto::ids::{Epoch, NodeId};
+use unum_proto::registry::{NodeDown, command};
+
+/// How often the leader looks around when nothing tells it of a change.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(3);
+
+pub struct Leader {
+    pub own: NodeId,
+    pub registry: Registry,
+    pub proposer: Proposer,
+    pub membership: Membership,
+}
+
+impl Leader {
+    pub async fn run(self, stop: Stop) {
+        let start = Instant::now();
+        let mut newcomers = Newcomers::default();
+        let mut seen = self.membership.watch();
+        loop {
+            if self.registry.standing().leader == Some(self.own) {
+                self.look_around(&mut newcomers, start.elapsed()).await;
+            } else {
+                newcomers = Newcomers::default();
+            }
+            tokio::select! {
+                () = stop.requested() => return,
+                Ok(()) = seen.changed() => { seen.borrow_and_update(); }
+                () = tokio::time::sleep(LOOK_PERIOD) => {}
+            }
+        }
+    }
+
+    async fn look_around(&self, newcomers: &mut Newcomers, elapsed: Duration) {
+        let nodes = self.registry.read(|state| state.nodes().clone());
+        let view = self.membership.view();
+        for (node, epoch) in newcomers.newly_dead(&nodes, &view, self.own, elapsed) {
+            self.call_dead(node, epoch).await;
+        }
+    }
+
+    async fn call_dead(&self, node: NodeId, epoch: Epoch) {
+        tracing::warn!(%node, "is dead, says gossip");
+        let why = "it does not answer its neighbours".to_string();
+        let down = command::Kind::NodeDown(NodeDown { node: node.0, epoch: epoch.0, why });
+        if let Err(error) = self.proposer.propose(down, COMMAND_TIME_MAX).await {
+            tracing::warn!(%node, %error, "cannot record a death");
+        }
+    }
+}
+
+pub fn wall_clock() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

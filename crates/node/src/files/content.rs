@@ -1,0 +1,225 @@
+//! The bytes of files: read from chunks, written as new chunks, and what lseek and fallocate say of
+//! them.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use rustix::io::Errno;
+use unum_core::tree::{Seek, Tree, TreeError};
+use unum_proto::file::CHUNK_SIZE_MAX;
+use unum_proto::ids::{ChunkId, Ino, NodeId};
+use unum_proto::tree::tree_command::Command;
+use unum_proto::tree::tree_reply::Outcome;
+use unum_proto::tree::{Extent, Fallocate, FallocateMode, NewChunk, Write as WriteCommand};
+use unum_sys::fuse::Write;
+
+use super::errno::FileError;
+use super::replicas::{ContentError, Stored};
+use super::{Call, Files};
+
+/// How often a read is planned anew because a chunk was gone: the file was changed meanwhile.
+const READ_PLANS_MAX: usize = 4;
+
+/// Extents in one largest write's length of file beyond which they are merged.
+const RAGGED_EXTENTS_MIN: usize = 32;
+
+/// Inodes that may wait for merging, at most; more are found again by their next write.
+const RAGGED_INODES_MAX: usize = 1024;
+
+/// Where the bytes of a stretch of a file come from, in order and without gaps.
+pub(super) struct Plan {
+    pieces: Vec<PlanPiece>,
+    pub version: u64,
+}
+
+enum PlanPiece {
+    Zeros(u64),
+    Chunk { id: ChunkId, offset: u32, length: u32, replicas: Vec<NodeId> },
+}
+
+impl Plan {
+    /// Up to the end of the file.
+    pub fn of(tree: &Tree, ino: Ino, offset: u64, length: u64) -> Result<Self, TreeError> {
+        let inode = tree.inode(ino)?;
+        let end = inode.size().min(offset.saturating_add(length));
+        let mut plan = Self { pieces: Vec::new(), version: inode.version };
+        let mut at = offset;
+        for extent in tree.extents(ino, offset, length)? {
+            plan.zeros(extent.offset - at);
+            at = extent.end();
+            match extent.source {
+                None => plan.zeros(extent.length),
+                Some(source) => plan.pieces.push(PlanPiece::Chunk {
+                    id: source.chunk,
+                    offset: source.offset,
+                    length: extent.length as u32,
+                    replicas: tree
+                        .chunk(source.chunk)
+                        .map_or_else(Vec::new, |chunk| chunk.replicas.to_vec()),
+                }),
+            }
+        }
+        plan.zeros(end.saturating_sub(at));
+        Ok(plan)
+    }
+
+    pub fn has_holes(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, PlanPiece::Zeros(_)))
+    }
+
+    fn zeros(&mut self, length: u64) {
+        if length > 0 {
+            self.pieces.push(PlanPiece::Zeros(length));
+        }
+    }
+
+    pub async fn fetch(
+        self,
+        files: &Files,
+        deadline: tokio::time::Instant,
+    ) -> Result<Bytes, ContentError> {
+        let fetched = try_join_all(self.pieces.into_iter().map(|piece| async move {
+            match piece {
+                PlanPiece::Zeros(length) => Ok(Bytes::from(vec![0; length as usize])),
+                PlanPiece::Chunk { id, offset, length, replicas } => {
+                    files.replicas().read(id, &replicas, offset, length, deadline).await
+                }
+            }
+        }))
+        .await?;
+        Ok(joined(fetched))
+    }
+}
+
+fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    match parts.len() {
+        1 => parts.swap_remove(0),
+        _ => {
+            let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+            parts.iter().for_each(|part| whole.extend_from_slice(part));
+            whole.freeze()
+        }
+    }
+}
+
+impl Call<'_> {
+    pub(super) async fn read(&self, offset: u64, size: u32) -> Result<Bytes, FileError> {
+        let mut plans = 0;
+        loop {
+            self.fresh().await?;
+            let plan = self.look(|tree| Plan::of(tree, self.ino, offset, size.into()))?;
+            plans += 1;
+            match plan.fetch(self.files, self.deadline).await {
+                Err(error) if plans == READ_PLANS_MAX => return Err(error.into()),
+                Err(error) => tracing::debug!(%error, "a read is planned anew"),
+                Ok(bytes) => return Ok(bytes),
+            }
+        }
+    }
+
+    /// What `write` takes is durable on enough replicas before the registry learns of it.
+    pub(super) async fn write(&self, write: Write) -> Result<u32, FileError> {
+        let length = write.content.len();
+        if length == 0 {
+            return Ok(0);
+        }
+        // Pages that the kernel writes back know their place, whatever the file was opened with.
+        let append = write.flags & libc::O_APPEND as u32 != 0 && !write.cached;
+        let start = if append { 0 } else { write.offset };
+        let (extents, chunks) = self.store(start, write.content).await?;
+        let command = WriteCommand {
+            ino: self.ino.0,
+            extents,
+            chunks,
+            append,
+            kill_privileges: write.kill_suidgid,
+            if_version: None,
+            relayout: false,
+        };
+        let Outcome::Written(written) = self.change(Command::Write(command)).await? else {
+            return Err(FileError::Strange);
+        };
+        self.files.note_ragged(self.ino, written.base + start);
+        Ok(length as u32)
+    }
+
+    async fn store(
+        &self,
+        start: u64,
+        content: Bytes,
+    ) -> Result<(Vec<Extent>, Vec<NewChunk>), FileError> {
+        let pieces = (0..content.len()).step_by(CHUNK_SIZE_MAX).map(|at| {
+            let piece = content.slice(at..content.len().min(at + CHUNK_SIZE_MAX));
+            async move {
+                let stored = self.files.replicas().write(piece, self.deadline).await?;
+                Ok::<_, ContentError>((start + at as u64, stored))
+            }
+        });
+        let stored = try_join_all(pieces).await?;
+        Ok(stored.iter().map(|(offset, stored)| placed(*offset, stored)).unzip())
+    }
+
+    pub(super) async fn lseek(&self, offset: u64, whence: u32) -> Result<u64, FileError> {
+        let what = match whence as i32 {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return Err(Errno::INVAL.into()),
+        };
+        self.fresh().await?;
+        Ok(self.look(|tree| tree.seek(self.ino, offset, what))?)
+    }
+
+    pub(super) async fn fallocate(
+        &self,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), FileError> {
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE as u32 != 0;
+        let kind = match (mode & !(libc::FALLOC_FL_KEEP_SIZE as u32)) as i32 {
+            0 => FallocateMode::Allocate,
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => FallocateMode::PunchHole,
+            libc::FALLOC_FL_ZERO_RANGE => FallocateMode::ZeroRange,
+            _ => return Err(Errno::OPNOTSUPP.into()),
+        };
+        let command = Fallocate {
+            ino: self.ino.0,
+            mode: kind as i32,
+            offset,
+            length,
+            keep_size,
+            kill_privileges: false,
+        };
+        self.change(Command::Fallocate(command)).await.map(drop)
+    }
+}
+
+/// A stored chunk as a write command names it.
+pub(super) fn placed(offset: u64, stored: &Stored) -> (Extent, NewChunk) {
+    let id = Some(stored.id.into());
+    let extent = Extent { offset, length: stored.length.into(), chunk: id, chunk_offset: 0 };
+    let chunk = NewChunk {
+        id,
+        length: stored.length,
+        hash: Bytes::copy_from_slice(&stored.hash),
+        replicas: stored.replicas.iter().map(|node| node.0).collect(),
+    };
+    (extent, chunk)
+}
+
+impl Files {
+    /// Remembers an inode whose extents around `offset` have become many and short.
+    fn note_ragged(&self, ino: Ino, offset: u64) {
+        let window = CHUNK_SIZE_MAX as u64;
+        let start = offset - offset % window;
+        let many = self.look(|tree| {
+            let extents = tree.extents(ino, start, window)?;
+            Ok::<_, TreeError>(extents.take(RAGGED_EXTENTS_MIN).count() >= RAGGED_EXTENTS_MIN)
+        });
+        if many == Ok(true) {
+            let mut ragged = self.ragged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if ragged.len() < RAGGED_INODES_MAX {
+                ragged.insert((ino, start));
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! From the reasons why something failed to the errno that a program sees: in one place, once.
+//!
+//! The map of the tree's refusals is also in `docs/spec/tree.md`.
+
+use rustix::io::Errno;
+use unum_core::tree::TreeError;
+
+use super::replicas::ContentError;
+use crate::registry::RegistryError;
+
+/// Why a file system call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    #[error("interrupted by a signal")]
+    Interrupted,
+    #[error("{0}")]
+    Errno(Errno),
+    #[error("the registry answered with what was not asked for")]
+    Strange,
+}
+
+impl From<Errno> for FileError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl FileError {
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Tree(error) => tree_errno(*error),
+            Self::Registry(error) => registry_errno(error),
+            Self::Content(ContentError::NoSpace { .. }) => Errno::NOSPC,
+            Self::Content(_) | Self::Strange => Errno::IO,
+            Self::Interrupted => Errno::INTR,
+            Self::Errno(errno) => *errno,
+        }
+    }
+}
+
+fn tree_errno(error: TreeError) -> Errno {
+    match error {
+        TreeError::NotFound => Errno::NOENT,
+        TreeError::Exists => Errno::EXIST,
+        TreeError::NotDirectory => Errno::NOTDIR,
+        TreeError::IsDirectory => Errno::ISDIR,
+        TreeError::NotEmpty => Errno::NOTEMPTY,
+        TreeError::NameTooLong => Errno::NAMETOOLONG,
+        TreeError::TooManyLinks => Errno::MLINK,
+        TreeError::Invalid | TreeError::CrossesItself => Errno::INVAL,
+        TreeError::Unsupported => Errno::OPNOTSUPP,
+        TreeError::NoAttribute => Errno::NODATA,
+        TreeError::FileTooBig => Errno::FBIG,
+        TreeError::NoSpace | TreeError::AttributeTooBig => Errno::NOSPC,
+        TreeError::Stale => Errno::STALE,
+        TreeError::Deadlock => Errno::DEADLK,
+        TreeError::TooManyLocks => Errno::NOLCK,
+        TreeError::NotPermitted => Errno::PERM,
+        TreeError::BeyondEnd => Errno::NXIO,
+    }
+}
+
+/// Without a majority a call times out: the same word that NFS has for a server that is away.
+fn registry_errno(error: &RegistryError) -> Errno {
+    match error {
+        RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. } => Errno::TIMEDOUT,
+        RegistryError::DiskFull => Errno::NOSPC,
+        _ => Errno::IO,
+    }
+}

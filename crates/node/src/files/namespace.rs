@@ -1,0 +1,232 @@
+//! Names: looking them up, making, moving and removing them, listing directories; and the opening
+//! and closing of what they name.
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use unum_core::tree::TreeError;
+use unum_proto::ids::{Ino, NodeId};
+use unum_proto::tree::tree_command::Command;
+use unum_proto::tree::tree_reply::Outcome;
+use unum_proto::tree::{
+    Attributes, Create, CreateUnnamed, FileKind, Link, Release as ReleaseInodes, Rename, Rmdir,
+    Unlink,
+};
+use unum_sys::fuse::{
+    Added, DirectoryBuffer, Entry, Fh, Ino as Nodeid, OpenFlags, Opened, Release,
+};
+
+use super::Call;
+use super::attributes::{ATTRIBUTES_TTL, attr, kind_bits, kind_of};
+use super::errno::FileError;
+use super::handles::{Handle, HandleId};
+
+impl Call<'_> {
+    pub(super) async fn lookup(&self, name: &[u8]) -> Result<Entry, FileError> {
+        self.fresh().await?;
+        let found = self.look(|tree| tree.attributes(tree.lookup(self.ino, name)?));
+        Ok(entry(&found?))
+    }
+
+    pub(super) async fn mkdir(&self, name: Vec<u8>, mode: u32) -> Result<Entry, FileError> {
+        let create = self.new_inode(name, FileKind::Directory, mode);
+        Ok(entry(&self.make(create).await?))
+    }
+
+    pub(super) async fn mknod(
+        &self,
+        name: Vec<u8>,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry, FileError> {
+        let kind = kind_of(mode).ok_or(Errno::INVAL)?;
+        let create = Create { rdev, ..self.new_inode(name, kind, mode) };
+        Ok(entry(&self.make(create).await?))
+    }
+
+    pub(super) async fn symlink(&self, name: Vec<u8>, target: Vec<u8>) -> Result<Entry, FileError> {
+        let target = Bytes::from(target);
+        let create = Create { target, ..self.new_inode(name, FileKind::Symlink, 0o777) };
+        Ok(entry(&self.make(create).await?))
+    }
+
+    pub(super) async fn link(&self, ino: Nodeid, name: Vec<u8>) -> Result<Entry, FileError> {
+        let link = Link { ino: ino.0, parent: self.ino.0, name: name.into() };
+        Ok(entry(&self.inode_change(Command::Link(link)).await?))
+    }
+
+    pub(super) async fn unlink(&self, name: Vec<u8>) -> Result<(), FileError> {
+        let unlink = Unlink { parent: self.ino.0, name: name.into() };
+        self.change(Command::Unlink(unlink)).await.map(drop)
+    }
+
+    pub(super) async fn rmdir(&self, name: Vec<u8>) -> Result<(), FileError> {
+        let rmdir = Rmdir { parent: self.ino.0, name: name.into() };
+        self.change(Command::Rmdir(rmdir)).await.map(drop)
+    }
+
+    pub(super) async fn rename(
+        &self,
+        name: Vec<u8>,
+        new_parent: Nodeid,
+        new_name: Vec<u8>,
+        flags: u32,
+    ) -> Result<(), FileError> {
+        let rename = Rename {
+            parent: self.ino.0,
+            name: name.into(),
+            new_parent: new_parent.0,
+            new_name: new_name.into(),
+            flags,
+        };
+        self.change(Command::Rename(rename)).await.map(drop)
+    }
+
+    pub(super) async fn readlink(&self) -> Result<Vec<u8>, FileError> {
+        self.fresh().await?;
+        Ok(self.look(|tree| tree.read_link(self.ino).map(<[u8]>::to_vec))?)
+    }
+
+    /// The open is written down before the tree is looked at: see the contract in
+    /// `unum_core::tree` on files that lose their last name while open.
+    pub(super) async fn open(&self, flags: u32) -> Result<Opened, FileError> {
+        let was_open = self.files.handles().is_open(self.ino);
+        let opened = self.opened(self.ino, flags)?;
+        if let Err(error) = self.check_open(was_open).await {
+            self.close(opened.fh).await?;
+            return Err(error);
+        }
+        Ok(opened)
+    }
+
+    async fn check_open(&self, was_open: bool) -> Result<(), FileError> {
+        self.fresh().await?;
+        self.look(|tree| {
+            tree.inode(self.ino)?;
+            if tree.is_orphan(self.ino) && !was_open { Err(TreeError::Stale) } else { Ok(()) }
+        })?;
+        Ok(())
+    }
+
+    pub(super) async fn create(
+        &self,
+        name: Vec<u8>,
+        flags: u32,
+        mode: u32,
+    ) -> Result<(Entry, Opened), FileError> {
+        let exclusive = flags & libc::O_EXCL as u32 != 0;
+        let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
+        let outcome = self.change(Command::Create(create)).await?;
+        let Outcome::Inode(reply) = outcome else { return Err(FileError::Strange) };
+        let mut attributes = reply.attributes.ok_or(FileError::Strange)?;
+        // Somebody else made it since the kernel looked: what O_TRUNC asks for is still to be done.
+        if !reply.created && flags & libc::O_TRUNC as u32 != 0 {
+            attributes = self.truncate(Ino(attributes.ino)).await?;
+        }
+        let opened = self.opened(Ino(attributes.ino), flags)?;
+        Ok((entry(&attributes), opened))
+    }
+
+    pub(super) async fn tmpfile(
+        &self,
+        flags: u32,
+        mode: u32,
+    ) -> Result<(Entry, Opened), FileError> {
+        let unnamed = CreateUnnamed {
+            parent: self.ino.0,
+            mode: mode & 0o7777,
+            uid: self.uid,
+            gid: self.gid,
+            linkable: flags & libc::O_EXCL as u32 == 0,
+        };
+        let attributes = self.inode_change(Command::CreateUnnamed(unnamed)).await?;
+        let opened = self.opened(Ino(attributes.ino), flags)?;
+        Ok((entry(&attributes), opened))
+    }
+
+    pub(super) async fn opendir(&self, flags: u32) -> Result<Opened, FileError> {
+        self.open(flags).await
+    }
+
+    pub(super) async fn readdir(
+        &self,
+        offset: u64,
+        size: u32,
+    ) -> Result<DirectoryBuffer, FileError> {
+        self.fresh().await?;
+        let mut buffer = DirectoryBuffer::new(size);
+        self.look(|tree| {
+            for listed in tree.read_directory(self.ino, offset)? {
+                let kind = kind_bits(listed.kind.to_proto());
+                let added = buffer.add(Nodeid(listed.ino.0), listed.cookie, kind, listed.name);
+                if added == Added::Full {
+                    break;
+                }
+            }
+            Ok::<_, TreeError>(())
+        })?;
+        Ok(buffer)
+    }
+
+    pub(super) async fn release(&self, release: Release) -> Result<(), FileError> {
+        if release.flock_unlock {
+            self.release_flock(release.lock_owner).await?;
+        }
+        self.close(release.fh).await
+    }
+
+    pub(super) async fn close(&self, fh: Fh) -> Result<(), FileError> {
+        let closed = self.files.handles().close(HandleId(fh.0)).map_err(io_errno)?;
+        let Some((handle, true)) = closed else { return Ok(()) };
+        let node = self.files.parts.node;
+        let holds = |nodes: &[NodeId]| nodes.contains(&node);
+        if self.look(|tree| holds(tree.holders(handle.ino))) {
+            let release = ReleaseInodes { inos: vec![handle.ino.0] };
+            self.files.change(Command::Release(release), self.deadline).await?;
+        }
+        Ok(())
+    }
+
+    fn opened(&self, ino: Ino, flags: u32) -> Result<Opened, FileError> {
+        let id = self.files.handles().open(Handle { ino, flags }).map_err(io_errno)?;
+        Ok(Opened { fh: Fh(id.0), flags: OpenFlags::NONE, backing: None })
+    }
+
+    fn new_inode(&self, name: Vec<u8>, kind: FileKind, mode: u32) -> Create {
+        Create {
+            parent: self.ino.0,
+            name: name.into(),
+            kind: kind as i32,
+            mode: mode & 0o7777,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            target: Bytes::new(),
+            exclusive: true,
+        }
+    }
+
+    async fn make(&self, create: Create) -> Result<Attributes, FileError> {
+        self.inode_change(Command::Create(create)).await
+    }
+
+    pub(super) async fn inode_change(&self, command: Command) -> Result<Attributes, FileError> {
+        match self.change(command).await? {
+            Outcome::Inode(reply) => reply.attributes.ok_or(FileError::Strange),
+            _ => Err(FileError::Strange),
+        }
+    }
+}
+
+fn entry(attributes: &Attributes) -> Entry {
+    Entry {
+        ino: Nodeid(attributes.ino),
+        generation: 0,
+        attr: attr(attributes),
+        entry_ttl: ATTRIBUTES_TTL,
+        attr_ttl: ATTRIBUTES_TTL,
+    }
+}
+
+fn io_errno(error: std::io::Error) -> FileError {
+    FileError::Errno(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}

@@ -1,0 +1,149 @@
+//! From each call of the kernel to the method that answers it.
+//!
+//! A call that only reads is given up at once when its caller gets a signal. A call that changes
+//! something is given a short grace first, because its outcome is not known once it is given up.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::sync::Notify;
+use unum_proto::ids::Ino;
+use unum_sys::fuse::{Operation, Request, Responder};
+
+use super::errno::FileError;
+use super::{Call, Files};
+
+/// How long a change may go on after its caller got a signal.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+
+impl Files {
+    /// Answers one request of the kernel.
+    pub async fn answer(self: Arc<Self>, request: Request) {
+        let Request { header, operation, responder } = request;
+        let call = Call {
+            files: &self,
+            unique: header.unique.0,
+            step: AtomicU64::new(0),
+            uid: header.uid,
+            gid: header.gid,
+            pid: header.pid,
+            ino: Ino(header.ino.0),
+            deadline: self.deadline(),
+        };
+        call.dispatch(operation, responder).await;
+    }
+}
+
+impl Call<'_> {
+    #[rustfmt::skip]
+    async fn dispatch(&self, operation: Operation, to: Responder) {
+        use Operation as O;
+        let signal = Signal::of(&to);
+        let read = Duration::ZERO;
+        let change = INTERRUPT_GRACE;
+        match operation {
+            O::Lookup { name } => finish(to, signal.or(read, self.lookup(&name)).await, |to, e| to.entry(&e)),
+            O::Getattr { .. } => finish(to, signal.or(read, self.getattr()).await, |to, a| to.attr(&a, Duration::ZERO)),
+            O::Statx { .. } => finish(to, signal.or(read, self.statx()).await, |to, s| to.statx(&s)),
+            O::Setattr(set) => finish(to, signal.or(change, self.setattr(set)).await, |to, a| to.attr(&a, Duration::ZERO)),
+            O::Readlink => finish(to, signal.or(read, self.readlink()).await, |to, t| to.content(&t)),
+            O::Symlink { name, target } => finish(to, signal.or(change, self.symlink(name, target)).await, |to, e| to.entry(&e)),
+            O::Mknod { name, mode, rdev, .. } => finish(to, signal.or(change, self.mknod(name, mode, rdev)).await, |to, e| to.entry(&e)),
+            O::Mkdir { name, mode, .. } => finish(to, signal.or(change, self.mkdir(name, mode)).await, |to, e| to.entry(&e)),
+            O::Unlink { name } => finish(to, signal.or(change, self.unlink(name)).await, |to, ()| to.ok()),
+            O::Rmdir { name } => finish(to, signal.or(change, self.rmdir(name)).await, |to, ()| to.ok()),
+            O::Rename { name, new_parent, new_name, flags } => finish(to, signal.or(change, self.rename(name, new_parent, new_name, flags)).await, |to, ()| to.ok()),
+            O::Link { ino, name } => finish(to, signal.or(change, self.link(ino, name)).await, |to, e| to.entry(&e)),
+            O::Open { flags, .. } => finish(to, signal.or(read, self.open(flags)).await, |to, o| to.opened(&o)),
+            O::Create { name, flags, mode, .. } => finish(to, signal.or(change, self.create(name, flags, mode)).await, |to, (e, o)| to.created(&e, &o)),
+            O::Tmpfile { flags, mode, .. } => finish(to, signal.or(change, self.tmpfile(flags, mode)).await, |to, (e, o)| to.created(&e, &o)),
+            O::Read { offset, size, .. } => finish(to, signal.or(read, self.read(offset, size)).await, |to, b| to.content(&b)),
+            O::Write(write) => finish(to, signal.or(change, self.write(write)).await, |to, n| to.written(n)),
+            O::Statfs => finish(to, signal.or(read, self.statfs()).await, |to, s| to.statfs(&s)),
+            O::Flush { lock_owner, .. } => finish(to, self.flush(lock_owner).await, |to, ()| to.ok()),
+            O::Release(release) => finish(to, self.release(release).await, |to, ()| to.ok()),
+            O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
+            // Whatever a call changed was durable when it returned.
+            O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => drop(to.ok()),
+            O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),
+            O::Getxattr { name, size } => finish(to, signal.or(read, self.getxattr(&name, size)).await, sized(size)),
+            O::Listxattr { size } => finish(to, signal.or(read, self.listxattr(size)).await, sized(size)),
+            O::Removexattr { name } => finish(to, signal.or(change, self.removexattr(name)).await, |to, ()| to.ok()),
+            O::Opendir { flags } => finish(to, signal.or(read, self.opendir(flags)).await, |to, o| to.opened(&o)),
+            O::Readdir { offset, size, .. } => finish(to, signal.or(read, self.readdir(offset, size)).await, |to, d| to.directory(&d)),
+            O::Getlk(lock) => finish(to, signal.or(read, self.getlk(lock)).await, |to, l| to.lock(&l)),
+            O::Setlk { lock, wait } => finish(to, self.setlk(lock, wait, &signal).await, |to, ()| to.ok()),
+            O::Fallocate { offset, length, mode, .. } => finish(to, signal.or(change, self.fallocate(mode, offset, length)).await, |to, ()| to.ok()),
+            O::Lseek { offset, whence, .. } => finish(to, signal.or(read, self.lseek(offset, whence)).await, |to, at| to.position(at)),
+            // Nodeids are inode numbers, so there is nothing to forget.
+            O::Forget { .. } | O::NotifyReply { .. } => drop(to.ok()),
+            // The kernel does these itself, or copies through read and write.
+            O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_) | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
+            O::Interrupt { .. } | O::Init(_) | O::Destroy | O::Unknown { .. } => drop(to.error(Errno::NOSYS)),
+        }
+    }
+}
+
+/// A signal that the caller of a request may get.
+pub(super) struct Signal {
+    came: Arc<Notify>,
+}
+
+impl Signal {
+    fn of(responder: &Responder) -> Self {
+        let came = Arc::new(Notify::new());
+        let notify = came.clone();
+        responder.on_interrupt(move || notify.notify_one());
+        Self { came }
+    }
+
+    pub(super) async fn came(&self) {
+        self.came.notified().await;
+    }
+
+    /// The work's result, or `Interrupted` if a signal came and the grace went by.
+    async fn or<T>(
+        &self,
+        grace: Duration,
+        work: impl Future<Output = Result<T, FileError>>,
+    ) -> Result<T, FileError> {
+        let given_up = async {
+            self.came().await;
+            tokio::time::sleep(grace).await;
+        };
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = given_up => Err(FileError::Interrupted),
+        }
+    }
+}
+
+fn finish<T, D>(
+    to: Responder,
+    result: Result<T, FileError>,
+    reply: impl FnOnce(Responder, T) -> D,
+) {
+    match result {
+        Ok(value) => drop(reply(to, value)),
+        Err(error) => {
+            if error.errno() == Errno::IO || error.errno() == Errno::TIMEDOUT {
+                tracing::warn!(%error, "a file system call failed");
+            }
+            to.error(error.errno());
+        }
+    }
+}
+
+/// The answer to a getxattr or listxattr that asked for `size` bytes.
+fn sized(size: u32) -> impl FnOnce(Responder, Vec<u8>) {
+    move |to, bytes| {
+        if size == 0 {
+            to.xattr_size(bytes.len() as u32);
+        } else {
+            to.content(&bytes);
+        }
+    }
+}

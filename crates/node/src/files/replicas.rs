@@ -1,0 +1,322 @@
+//! Chunks on several nodes: written to all of their replicas at once, read from the nearest that
+//! has them.
+//!
+//! Invariants: a chunk's id is never used twice; `write` returns only when as many replicas are
+//! durable as the loss of any minority of the nodes asks for; `read` never returns bytes whose
+//! checksum is wrong.
+//!
+//! Leaves out on purpose: which file a chunk belongs to, and repair (see `upkeep`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, timeout_at};
+use unum_core::placement::chunks::{Place, place};
+use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
+use unum_proto::file::{
+    CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply,
+};
+use unum_proto::ids::{ChunkId, NodeId};
+
+use crate::store::{ChunkError, ChunkQueue};
+
+/// How long a straggling replica is waited for once enough others are durable. It is then left to
+/// repair.
+const STRAGGLER_WAIT: Duration = Duration::from_millis(50);
+
+/// How long one replica may take to answer a read before the next one is asked as well.
+const READ_TRY: Duration = Duration::from_secs(2);
+
+unum_net::methods! {
+    /// Stores a chunk durably.
+    pub PutChunkMethod = "file.put-chunk", Bulk, idempotent, PutChunk => PutChunkReply;
+    /// Reads a part of a chunk.
+    pub GetChunkMethod = "file.get-chunk", Bulk, idempotent, GetChunk => GetChunkReply;
+}
+
+/// A chunk that is durable on `replicas`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub id: ChunkId,
+    pub length: u32,
+    pub hash: [u8; HASH_SIZE],
+    pub replicas: Vec<NodeId>,
+}
+
+/// Why content could not be written or read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ContentError {
+    #[error("no room for chunks on {nodes:?}: free some space there or add a node")]
+    NoSpace { nodes: Vec<NodeId> },
+    #[error("only {durable} of the {needed} nodes that must hold the data could store it: {why}")]
+    TooFewReplicas { durable: usize, needed: usize, why: String },
+    #[error("chunk {chunk} cannot be read from any of its nodes {replicas:?}: {why}")]
+    Unreadable { chunk: ChunkId, replicas: Vec<NodeId>, why: String },
+}
+
+/// Which nodes can take chunks now.
+pub trait Candidates: Send + Sync {
+    /// Those that live, with their weights.
+    fn alive(&self) -> Vec<Place>;
+    /// How many nodes of the cluster store chunks, dead ones included.
+    fn total(&self) -> usize;
+}
+
+/// The chunk service of this node.
+#[derive(Clone)]
+pub struct Replicas {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeId,
+    client: Client,
+    store: ChunkQueue,
+    candidates: Box<dyn Candidates>,
+    factor: usize,
+    lane: u64,
+    next: AtomicU64,
+}
+
+impl Replicas {
+    /// `factor`: replicas of each chunk while there are enough nodes. `lane` is random: it makes
+    /// the ids of this run's chunks unique.
+    pub fn new(
+        node: NodeId,
+        client: Client,
+        store: ChunkQueue,
+        candidates: Box<dyn Candidates>,
+        factor: usize,
+        lane: u64,
+    ) -> Self {
+        let next = AtomicU64::new(1);
+        Self { shared: Arc::new(Shared { node, client, store, candidates, factor, lane, next }) }
+    }
+
+    pub fn store(&self) -> &ChunkQueue {
+        &self.shared.store
+    }
+
+    pub fn factor(&self) -> usize {
+        self.shared.factor
+    }
+
+    /// Nodes that live and store chunks.
+    pub fn alive(&self) -> BTreeSet<NodeId> {
+        self.shared.candidates.alive().iter().map(|place| place.node).collect()
+    }
+
+    /// Writes `data` (at most [`CHUNK_SIZE_MAX`] bytes) as a new chunk.
+    pub async fn write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
+        let shared = &self.shared;
+        let id = ChunkId { lane: shared.lane, seq: shared.next.fetch_add(1, Ordering::Relaxed) };
+        let hash = *blake3::hash(&data).as_bytes();
+        let alive = shared.candidates.alive();
+        let ranked = place(id, &alive, alive.len());
+        let wanted = shared.factor.min(ranked.len());
+        let needed = durable_enough(shared.candidates.total(), wanted);
+        let (first, spare) = ranked.split_at(wanted);
+
+        let mut spare = spare.iter().copied();
+        let mut puts: FuturesUnordered<_> =
+            first.iter().map(|node| self.put(*node, id, hash, data.clone(), deadline)).collect();
+        let mut replicas = Vec::with_capacity(wanted);
+        let mut failures = Failures::default();
+        let mut patience = deadline;
+        while let Ok(Some((node, result))) = timeout_at(patience, puts.next()).await {
+            match result {
+                Ok(()) => replicas.push(node),
+                Err(error) => {
+                    failures.add(node, error);
+                    if let Some(next) = spare.next() {
+                        puts.push(self.put(next, id, hash, data.clone(), deadline));
+                    }
+                }
+            }
+            if replicas.len() >= needed {
+                patience = patience.min(Instant::now() + STRAGGLER_WAIT);
+            }
+        }
+        if replicas.len() < needed.max(1) {
+            return Err(failures.judge(replicas.len(), needed));
+        }
+        replicas.sort();
+        Ok(Stored { id, length: data.len() as u32, hash, replicas })
+    }
+
+    /// Stores an existing chunk on one more node.
+    pub async fn put(
+        &self,
+        node: NodeId,
+        id: ChunkId,
+        hash: [u8; HASH_SIZE],
+        data: Bytes,
+        deadline: Instant,
+    ) -> (NodeId, Result<(), Status>) {
+        let result = if node == self.shared.node {
+            self.shared.store.put(id, data, hash.into()).await.map_err(|error| store_status(&error))
+        } else {
+            let hash = Bytes::copy_from_slice(&hash);
+            let request = PutChunk { chunk: Some(id.into()), hash, data };
+            let options = CallOptions::until(deadline).fail_fast();
+            let to = Name::Node(node);
+            let call = self.shared.client.call::<PutChunkMethod>(&to, request, &options);
+            call.await.map(|_| ()).map_err(rpc_status)
+        };
+        (node, result)
+    }
+
+    /// Reads a part of a chunk from the first of its nodes that has it: this one before others.
+    pub async fn read(
+        &self,
+        chunk: ChunkId,
+        replicas: &[NodeId],
+        offset: u32,
+        length: u32,
+        deadline: Instant,
+    ) -> Result<Bytes, ContentError> {
+        let mut why = String::from("no node holds it");
+        for node in self.nearest_first(replicas) {
+            let until = deadline.min(Instant::now() + READ_TRY);
+            match self.read_from(node, chunk, offset, length, until).await {
+                Ok(data) if data.len() == length as usize => return Ok(data),
+                Ok(data) => why = format!("{node} sent {} of {length} bytes", data.len()),
+                Err(status) => why = format!("{node}: {status}"),
+            }
+            tracing::debug!(%chunk, %why, "a replica could not be read");
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(ContentError::Unreadable { chunk, replicas: replicas.to_vec(), why })
+    }
+
+    async fn read_from(
+        &self,
+        node: NodeId,
+        chunk: ChunkId,
+        offset: u32,
+        length: u32,
+        deadline: Instant,
+    ) -> Result<Bytes, Status> {
+        if node == self.shared.node {
+            let read = self.shared.store.get(chunk, offset.into(), length as usize).await;
+            return read.map_err(|error| store_status(&error));
+        }
+        let request = GetChunk { chunk: Some(chunk.into()), offset, length };
+        let options = CallOptions::until(deadline).fail_fast();
+        let to = Name::Node(node);
+        let call = self.shared.client.call::<GetChunkMethod>(&to, request, &options);
+        call.await.map(|reply| reply.data).map_err(rpc_status)
+    }
+
+    fn nearest_first(&self, replicas: &[NodeId]) -> Vec<NodeId> {
+        let alive = self.alive();
+        let mut order = replicas.to_vec();
+        let own = self.shared.node;
+        order.sort_by_key(|node| (*node != own, !alive.contains(node)));
+        order
+    }
+
+    /// What this node answers to the others.
+    pub fn routes(&self) -> Router {
+        let (put, get) = (self.shared.store.clone(), self.shared.store.clone());
+        Router::new()
+            .call::<PutChunkMethod>(move |_, request: PutChunk| serve_put(put.clone(), request))
+            .call::<GetChunkMethod>(move |_, request: GetChunk| serve_get(get.clone(), request))
+    }
+}
+
+/// How many replicas must be durable so that the loss of any minority of `nodes` leaves one.
+fn durable_enough(nodes: usize, wanted: usize) -> usize {
+    let minority = nodes.saturating_sub(1) / 2;
+    (minority + 1).min(wanted)
+}
+
+async fn serve_put(store: ChunkQueue, request: PutChunk) -> Result<PutChunkReply, Status> {
+    let invalid = |what: &str| Status::new(Code::Invalid, format!("a chunk with {what}"));
+    let id = request.chunk.ok_or_else(|| invalid("no id"))?.into();
+    let hash: [u8; HASH_SIZE] =
+        request.hash.as_ref().try_into().map_err(|_| invalid("no blake3 hash"))?;
+    if request.data.is_empty() || request.data.len() > CHUNK_SIZE_MAX {
+        return Err(invalid("a wrong size"));
+    }
+    store.put(id, request.data, hash.into()).await.map_err(|error| store_status(&error))?;
+    Ok(PutChunkReply {})
+}
+
+async fn serve_get(store: ChunkQueue, request: GetChunk) -> Result<GetChunkReply, Status> {
+    let id = request.chunk.ok_or_else(|| Status::new(Code::Invalid, "no chunk named"))?.into();
+    if request.length as usize > CHUNK_SIZE_MAX {
+        return Err(Status::new(Code::Invalid, "more than a chunk holds"));
+    }
+    let data = store.get(id, request.offset.into(), request.length as usize).await;
+    Ok(GetChunkReply { data: data.map_err(|error| store_status(&error))? })
+}
+
+fn store_status(error: &ChunkError) -> Status {
+    let code = match error {
+        ChunkError::NotFound { .. } => Code::NotFound,
+        ChunkError::Mismatch { .. } | ChunkError::OutOfRange { .. } => Code::Invalid,
+        ChunkError::Full(_) => Code::NoSpace,
+        _ => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
+fn rpc_status(error: RpcError) -> Status {
+    match error {
+        RpcError::Status(status) => status,
+        other => Status::new(Code::Unavailable, other.to_string()),
+    }
+}
+
+/// What went wrong on the nodes that did not store a chunk.
+#[derive(Default)]
+struct Failures {
+    full: Vec<NodeId>,
+    last: String,
+}
+
+impl Failures {
+    fn add(&mut self, node: NodeId, status: Status) {
+        if status.code == Code::NoSpace {
+            self.full.push(node);
+        }
+        self.last = format!("{node}: {status}");
+        tracing::warn!(%node, %status, "a chunk could not be stored");
+    }
+
+    fn judge(self, durable: usize, needed: usize) -> ContentError {
+        if !self.full.is_empty() {
+            return ContentError::NoSpace { nodes: self.full };
+        }
+        let why = if self.last.is_empty() { "no answer in time".into() } else { self.last };
+        ContentError::TooFewReplicas { durable, needed, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_of_any_minority_leaves_a_replica() {
+        for nodes in 1..=9 {
+            for wanted in 1..=3usize.min(nodes) {
+                let minority = (nodes - 1) / 2;
+                let durable = durable_enough(nodes, wanted);
+                assert!(durable > minority || durable == wanted, "{nodes} {wanted} {durable}");
+            }
+        }
+        assert_eq!(durable_enough(1, 1), 1);
+        assert_eq!(durable_enough(2, 2), 1);
+        assert_eq!(durable_enough(3, 3), 2);
+        assert_eq!(durable_enough(5, 3), 3);
+    }
+}

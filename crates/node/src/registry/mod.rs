@@ -1,0 +1,314 @@
+//! The registry on this node: consensus around the pure state of `unum_core::registry`.
+//!
+//! [`Registry`] is the handle that the services use: `propose` a command, pass a `barrier`, then
+//! `read`. It runs on openraft, generic over its runtime, so that the simulator runs this very code
+//! under virtual time. Invariants: a command is acknowledged only when a majority of the voters has
+//! it durably; a read behind a barrier shows all that was acknowledged before.
+//! Leaves out: what commands mean (core), who may issue them (the services), the wire (the
+//! transport).
+
+mod barrier;
+mod control;
+pub mod error;
+pub mod limits;
+mod log;
+mod machine;
+pub mod mutation;
+mod network;
+pub mod offload;
+mod pipeline;
+mod room;
+mod shell;
+pub mod snapshots;
+mod start;
+pub mod transport;
+pub mod types;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{AsyncRuntime, Instant};
+use prost::Message;
+use tokio::sync::{mpsc, oneshot, watch};
+use unum_core::registry::{Refused, State};
+use unum_proto::ids::{Epoch, NodeId, RequestId};
+use unum_proto::registry::{self as wire, Command, reply};
+
+use barrier::Confirmed;
+use limits::{COMMAND_BYTES_MAX, DEADLINE_DEFAULT, RETRY_PAUSE, SHUTDOWN_TIMEOUT};
+use pipeline::{Group, Outcome};
+use shell::Core;
+
+pub use error::{RegistryError, StartError};
+pub use machine::{AppliedEntry, Observe};
+pub use openraft_rt_tokio::TokioRuntime;
+pub use shell::{Clock, Unanswered};
+pub use start::{Options, Timing, system_clock};
+
+/// The daemon's registry.
+pub type Registry = RegistryOn<TokioRuntime>;
+
+/// A handle to this node's registry; cheap to clone.
+pub struct RegistryOn<RT: AsyncRuntime> {
+    core: Arc<Core<RT>>,
+    proposals: mpsc::Sender<Group>,
+    readers: mpsc::Sender<barrier::Waiter>,
+    /// Keeps the leader's side alive.
+    _confirmations: mpsc::Sender<barrier::Waiter>,
+    epoch: Arc<Mutex<Epoch>>,
+}
+
+impl<RT: AsyncRuntime> Clone for RegistryOn<RT> {
+    fn clone(&self) -> Self {
+        Self {
+            core: self.core.clone(),
+            proposals: self.proposals.clone(),
+            readers: self.readers.clone(),
+            _confirmations: self._confirmations.clone(),
+            epoch: self.epoch.clone(),
+        }
+    }
+}
+
+/// How consensus stands, as far as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub voters: BTreeSet<NodeId>,
+    pub members: BTreeSet<NodeId>,
+    pub applied: u64,
+    pub last_log: u64,
+    pub snapshot: u64,
+    /// On the leader: who has been silent for too long.
+    pub silent: BTreeSet<NodeId>,
+    pub disk_full: bool,
+    /// This node may have lost what it acknowledged and does not vote until it has caught up.
+    pub suspect: bool,
+    pub stopped: bool,
+}
+
+/// A pause that an answer asks for before the next attempt.
+enum Next {
+    Retry { quorum: bool },
+    Fail(RegistryError),
+}
+
+impl<RT: AsyncRuntime> RegistryOn<RT> {
+    pub fn own(&self) -> NodeId {
+        self.core.own
+    }
+
+    /// The epoch that this node's commands show from now on: what `NodeUp` or `Found` replied.
+    pub fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the command executed once and returns its reply. Asking again with the same id, on
+    /// whatever node, gives the same reply.
+    pub async fn propose(
+        &self,
+        id: RequestId,
+        command: impl Into<Command>,
+    ) -> Result<reply::Kind, RegistryError> {
+        self.propose_within(id, command, DEADLINE_DEFAULT).await
+    }
+
+    pub async fn propose_within(
+        &self,
+        id: RequestId,
+        command: impl Into<Command>,
+        within: Duration,
+    ) -> Result<reply::Kind, RegistryError> {
+        let bytes = self.encode(id, command.into())?;
+        let started = RT::Instant::now();
+        let deadline = started + within;
+        // Once an attempt's outcome is unknown, only a reply can settle whether it was done.
+        let mut in_doubt = false;
+        let mut quorum = false;
+        while RT::Instant::now() < deadline {
+            let attempt = RT::timeout_at(deadline, self.attempt(bytes.clone()));
+            let Ok(outcome) = attempt.await else { break };
+            in_doubt |= outcome == Outcome::Unknown;
+            match judge(outcome, in_doubt)? {
+                Ok(reply) => return decode_reply(reply),
+                Err(Next::Fail(error)) => return Err(error),
+                Err(Next::Retry { quorum: seen }) => quorum = seen,
+            }
+            RT::sleep(RETRY_PAUSE).await;
+        }
+        Err(timed_out(quorum || self.core.leader().is_some(), started.elapsed()))
+    }
+
+    /// After this, `read` shows everything that was acknowledged before the call.
+    pub async fn barrier(&self, within: Duration) -> Result<(), RegistryError> {
+        let started = RT::Instant::now();
+        let deadline = started + within;
+        while RT::Instant::now() < deadline {
+            let Ok(confirmed) = RT::timeout_at(deadline, self.confirm()).await else { break };
+            match confirmed? {
+                Confirmed::Index(index) => {
+                    match RT::timeout_at(deadline, self.core.shared.reached(index)).await {
+                        Ok(()) => return Ok(()),
+                        Err(_) => break,
+                    }
+                }
+                Confirmed::NotLeader { .. } | Confirmed::Unknown => RT::sleep(RETRY_PAUSE).await,
+            }
+        }
+        // A leader that cannot be confirmed is as good as none.
+        Err(RegistryError::NoQuorum { waited: started.elapsed() })
+    }
+
+    /// Reads what is applied here. Without a barrier before it, that may be old.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.core.shared.read().state)
+    }
+
+    /// The log index up to which this node has applied.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.core.shared.watch()
+    }
+
+    /// Makes this node the only voter of a new cluster. Done already: no harm.
+    pub async fn initialize(&self) -> Result<(), RegistryError> {
+        let members = std::collections::BTreeMap::from([(self.core.own, ())]);
+        match self.core.raft.initialize(members).await {
+            Ok(()) | Err(openraft::errors::RaftError::APIError(_)) => Ok(()),
+            Err(openraft::errors::RaftError::Fatal(_)) => Err(RegistryError::Stopped),
+        }
+    }
+
+    /// If this node leads, hands over to the voter that is furthest. Returns who was asked.
+    pub async fn hand_over(&self) -> Option<NodeId> {
+        let metrics = self.core.raft.metrics().borrow_watched().clone();
+        let replication = metrics.replication.as_ref()?;
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let (to, _) = replication
+            .iter()
+            .filter(|(id, _)| voters.contains(id) && **id != self.core.own)
+            .max_by_key(|(_, matched)| matched.map(|id| id.index))?;
+        let to = *to;
+        self.core.raft.trigger().transfer_leader(to).await.ok().map(|()| to)
+    }
+
+    /// Answers a call of another node's shell.
+    pub async fn answer(
+        &self,
+        from: NodeId,
+        call: transport::Call,
+    ) -> Result<transport::Answer, Unanswered> {
+        self.core.answer(from, call).await
+    }
+
+    pub fn standing(&self) -> Standing {
+        let metrics = self.core.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let beats = metrics.heartbeat.iter().flatten();
+        Standing {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            voters: membership.voter_ids().collect(),
+            members: membership.nodes().map(|(id, _)| *id).collect(),
+            applied: self.core.shared.index(),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            snapshot: metrics.snapshot.map_or(0, |id| id.index),
+            silent: beats
+                .filter(|(id, at)| {
+                    **id != self.core.own && !at.is_some_and(control::is_recent::<RT>)
+                })
+                .map(|(id, _)| *id)
+                .collect(),
+            disk_full: self.core.room.is_full(),
+            suspect: self.core.suspect.load(std::sync::atomic::Ordering::Relaxed),
+            stopped: metrics.running_state.is_err(),
+        }
+    }
+
+    /// Stops consensus on this node. When this returns, nothing writes to its directory any more.
+    pub async fn shutdown(&self) {
+        // It may have stopped by itself; either way it is over.
+        let _ = self.core.raft.shutdown().await;
+        let ended = self.core.log_ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            let _ = RT::timeout(SHUTDOWN_TIMEOUT, ended).await;
+        }
+    }
+
+    fn encode(&self, id: RequestId, command: Command) -> Result<Bytes, RegistryError> {
+        let proposal = wire::Proposal {
+            lane: id.lane.0,
+            seq: id.seq,
+            node: self.core.own.0,
+            epoch: self.epoch().0,
+            command: Some(command),
+        };
+        let bytes = proposal.encoded_len();
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(RegistryError::TooLarge { bytes, max: COMMAND_BYTES_MAX });
+        }
+        Ok(proposal.encode_to_vec().into())
+    }
+
+    async fn attempt(&self, proposal: Bytes) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        let group = Group { proposals: vec![proposal], forward: true, done };
+        if self.proposals.send(group).await.is_err() {
+            return Outcome::Unknown;
+        }
+        outcome.await.unwrap_or(Outcome::Unknown)
+    }
+
+    async fn confirm(&self) -> Result<Confirmed, RegistryError> {
+        let (waiter, confirmed) = oneshot::channel();
+        self.readers.send(waiter).await.map_err(|_| RegistryError::Stopped)?;
+        Ok(confirmed.await.unwrap_or(Confirmed::Unknown))
+    }
+}
+
+type Judged = Result<Bytes, Next>;
+
+fn judge(outcome: Outcome, in_doubt: bool) -> Result<Judged, RegistryError> {
+    Ok(match outcome {
+        Outcome::Done { mut replies, .. } => match replies.pop() {
+            Some(reply) => Ok(reply),
+            None => Err(Next::Retry { quorum: true }),
+        },
+        // Refused before it got into the log. An earlier attempt may have got there.
+        Outcome::DiskFull if in_doubt => Err(Next::Retry { quorum: true }),
+        Outcome::DiskFull => Err(Next::Fail(RegistryError::DiskFull)),
+        Outcome::Denied => Err(Next::Fail(RegistryError::Refused(Refused::NotUnderstood))),
+        Outcome::Overloaded => Err(Next::Retry { quorum: true }),
+        Outcome::NotLeader { leader } => Err(Next::Retry { quorum: leader.is_some() }),
+        Outcome::Unknown => Err(Next::Retry { quorum: false }),
+    })
+}
+
+fn timed_out(quorum: bool, waited: Duration) -> RegistryError {
+    match quorum {
+        true => RegistryError::Deadline { waited },
+        false => RegistryError::NoQuorum { waited },
+    }
+}
+
+fn decode_reply(bytes: Bytes) -> Result<reply::Kind, RegistryError> {
+    let reply = wire::Reply::decode(bytes).ok().and_then(|reply| reply.kind);
+    match reply {
+        Some(reply::Kind::Refused(refusal)) => Err(Refused::from(&refusal).into()),
+        Some(kind) => Ok(kind),
+        None => Err(Refused::NotUnderstood.into()),
+    }
+}

@@ -1,0 +1,285 @@
+//! Starting the registry on a node: recovery from disk, then the tasks around consensus.
+//!
+//! Directories: `log` (the journal), `snapshots`. The file `suspect` stands as long as this node
+//! may have forgotten what it acknowledged.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{AsyncRuntime, Config, Raft, SnapshotPolicy};
+use tokio::sync::mpsc;
+use unum_core::time::Time;
+use unum_proto::ids::{Epoch, NodeId};
+use unum_proto::registry as wire;
+
+use super::RegistryOn;
+use super::barrier;
+use super::control;
+use super::error::StartError;
+use super::limits::{
+    APPEND_ENTRIES_MAX, BARRIER_QUEUE_MAX, DISK_RESERVE_BYTES, FORWARD_TIMEOUT, LOG_KEPT_ENTRIES,
+    PROPOSE_QUEUE_MAX,
+};
+use super::log::{LogStore, Replayed};
+use super::machine::{Applied, Machine, Observe, Shared, applied_from};
+use super::mutation::Mutation;
+use super::network::Network;
+use super::offload::Offload;
+use super::pipeline::Pipeline;
+use super::room::Room;
+use super::shell::{Clock, Core};
+use super::snapshots::Snapshots;
+use super::transport::{Answer, Call, Transport};
+use super::types::Types;
+use super::writer::Writer;
+use crate::store::disk::{Disk, DiskError, replace_whole};
+use crate::store::journal::{Journal, JournalOptions, Tail};
+
+const SUSPECT: &str = "suspect";
+/// Between two attempts of a suspect node to catch up.
+const SUSPECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The times of consensus. All nodes of a cluster should have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing for a random time between these stands for election.
+    pub election_min_ms: u64,
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 500 }
+    }
+}
+
+pub struct Options {
+    pub own: NodeId,
+    /// The registry's directory, which it has for itself.
+    pub disk: Arc<dyn Disk>,
+    pub transport: Arc<dyn Transport>,
+    pub clock: Clock,
+    pub timing: Timing,
+    pub offload: Offload,
+    /// Entries since the last snapshot that call for a new one.
+    pub snapshot_entries: u64,
+    pub reserve_bytes: u64,
+    pub journal: JournalOptions,
+    /// Sees each entry as it is applied.
+    pub observe: Option<Observe>,
+    pub mutation: Mutation,
+}
+
+impl Options {
+    /// As the daemon runs it.
+    pub fn new(own: NodeId, disk: Arc<dyn Disk>, transport: Arc<dyn Transport>) -> Self {
+        Self {
+            own,
+            disk,
+            transport,
+            clock: system_clock(),
+            timing: Timing::default(),
+            offload: Offload::Threads,
+            snapshot_entries: 20_000,
+            reserve_bytes: DISK_RESERVE_BYTES,
+            journal: JournalOptions::default(),
+            observe: None,
+            mutation: Mutation::None,
+        }
+    }
+}
+
+/// The machine's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    })
+}
+
+/// What the disk held.
+struct Recovered {
+    journal: Journal,
+    replayed: Replayed,
+    applied: Applied,
+    current: Option<(super::types::SnapshotMeta, super::snapshots::SnapshotFile)>,
+    snapshots: Snapshots,
+    suspect: bool,
+}
+
+fn recover(disk: &dyn Disk, options: JournalOptions) -> Result<Recovered, StartError> {
+    let (mut journal, tail) = Journal::open(disk.dir("log")?, options)?;
+    let snapshots = Snapshots::new(disk.dir("snapshots")?);
+    let mut replayed = Replayed::read(&journal)?;
+    let (latest, rotten) = snapshots.latest()?;
+    let mut suspect = disk.list()?.iter().any(|name| name == SUSPECT);
+    if let Tail::Suspect { file, offset, bytes, zeroed } = &tail {
+        tracing::warn!(file, offset, bytes, zeroed, "the log's end was not sound: not voting");
+        suspect = true;
+    }
+    let (applied, current) = match latest {
+        Some((file, loaded)) => {
+            let (applied, meta) = applied_from(&loaded.head, loaded.state)?;
+            (applied, Some((meta, file)))
+        }
+        None => (Applied::default(), None),
+    };
+    let hole = replayed.found().purged > applied.last;
+    if hole || rotten > 0 {
+        tracing::error!(rotten, "a snapshot is lost: all will be fetched from the leader");
+        suspect = true;
+    }
+    if suspect {
+        replace_whole(disk, SUSPECT, b"catch up before voting\n")?;
+    }
+    if hole {
+        replayed.forget_entries(&mut journal)?;
+    }
+    Ok(Recovered { journal, replayed, applied, current, snapshots, suspect })
+}
+
+fn config(options: &Options, suspect: bool) -> Config {
+    Config {
+        cluster_name: "unum".into(),
+        heartbeat_interval: options.timing.heartbeat_ms,
+        election_timeout_min: options.timing.election_min_ms,
+        election_timeout_max: options.timing.election_max_ms,
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(options.snapshot_entries),
+        max_in_snapshot_log_to_keep: LOG_KEPT_ENTRIES.min(options.snapshot_entries),
+        enable_elect: !suspect,
+        enable_pre_vote: Some(true),
+        // A leader restored without an election would confirm reads by the commit position that it
+        // happened to have saved, which may be older than what it acknowledged.
+        enable_leader_restore: Some(false),
+        // A follower that lost its log's end is not the leader's end.
+        allow_log_reversion: Some(true),
+        ..Config::default()
+    }
+}
+
+impl<RT: AsyncRuntime> RegistryOn<RT> {
+    /// Recovers the registry from its directory and takes part in consensus.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let disk = options.disk.clone();
+        let journal_options = options.journal;
+        let recovered = options.offload.run(move || recover(&*disk, journal_options)).await?;
+        let (disk, reserve) = (options.disk.clone(), options.reserve_bytes);
+        let room = options.offload.run(move || Arc::new(Room::new(disk, reserve))).await;
+
+        let found = recovered.replayed.found();
+        let (writer, ended) = Writer::<RT>::start(recovered.journal, room.clone(), options.offload);
+        let log = LogStore::new(recovered.replayed, writer);
+        let log_size = log.size();
+        let shared = Arc::new(Shared::new(recovered.applied));
+        let machine = Machine {
+            shared: shared.clone(),
+            snapshots: recovered.snapshots.clone(),
+            current: Arc::new(Mutex::new(recovered.current)),
+            room: room.clone(),
+            offload: options.offload,
+            observe: options.observe.clone(),
+            mutation: options.mutation,
+        };
+        let network = Network {
+            own: options.own,
+            transport: options.transport.clone(),
+            offload: options.offload,
+        };
+        let config = config(&options, recovered.suspect);
+        let config = config.validate().map_err(|error| StartError::Consensus(error.to_string()))?;
+        let raft =
+            Raft::<Types<RT>, Machine>::new(options.own, Arc::new(config), network, log, machine);
+        let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
+        tracing::debug!(?found, suspect = recovered.suspect, "the registry's log is recovered");
+
+        let (proposals, proposal_queue) = mpsc::channel(PROPOSE_QUEUE_MAX);
+        let (readers, reader_queue) = mpsc::channel(BARRIER_QUEUE_MAX);
+        let (confirmations, confirmation_queue) = mpsc::channel(BARRIER_QUEUE_MAX);
+        let core = Arc::new(Core {
+            own: options.own,
+            raft,
+            shared,
+            transport: options.transport,
+            clock: options.clock,
+            room,
+            offload: options.offload,
+            snapshots: recovered.snapshots,
+            mutation: options.mutation,
+            suspect: AtomicBool::new(recovered.suspect),
+            proposals: proposals.downgrade(),
+            confirmations: confirmations.downgrade(),
+            incoming: Mutex::new(None),
+            log_ended: Mutex::new(Some(ended)),
+        });
+        drop(RT::spawn(Pipeline::new(core.clone(), proposal_queue).run()));
+        drop(RT::spawn(barrier::serve_readers(core.clone(), reader_queue)));
+        drop(RT::spawn(barrier::confirm_leadership(core.clone(), confirmation_queue)));
+        drop(RT::spawn(control::control_members(core.clone())));
+        drop(RT::spawn(control::keep_house(core.clone(), log_size)));
+        if recovered.suspect {
+            drop(RT::spawn(catch_up(core.clone(), options.disk)));
+        }
+        Ok(Self {
+            core,
+            proposals,
+            readers,
+            _confirmations: confirmations,
+            epoch: Arc::new(Mutex::new(Epoch(0))),
+        })
+    }
+}
+
+/// Lets a suspect node vote again once it has everything that a leader confirmed after the start.
+async fn catch_up<RT: AsyncRuntime>(core: Arc<Core<RT>>, disk: Arc<dyn Disk>) {
+    loop {
+        let metrics = core.raft.metrics().borrow_watched().clone();
+        if metrics.running_state.is_err() {
+            return;
+        }
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        if voters == BTreeSet::from([core.own]) {
+            tracing::error!("this node is the only voter: it goes on with what its log still has");
+            break;
+        }
+        if let Some(index) = confirmed_elsewhere(&core).await {
+            core.shared.reached(index).await;
+            break;
+        }
+        RT::sleep(SUSPECT_PAUSE).await;
+    }
+    let cleared = core.offload.run(move || clear(&*disk)).await;
+    if let Err(error) = cleared {
+        tracing::error!(%error, "this node keeps from voting: its mark cannot be removed");
+        return;
+    }
+    core.suspect.store(false, Ordering::Relaxed);
+    core.raft.runtime_config().elect(true);
+    tracing::info!("caught up: voting again");
+}
+
+async fn confirmed_elsewhere<RT: AsyncRuntime>(core: &Core<RT>) -> Option<u64> {
+    let leader = core.leader().filter(|leader| *leader != core.own)?;
+    let call = Call::Barrier(wire::BarrierRequest {});
+    let Ok(Answer::Barrier(reply)) = core.transport.call(leader, call, FORWARD_TIMEOUT).await
+    else {
+        return None;
+    };
+    match reply.outcome() {
+        wire::ShellOutcome::Ok => Some(reply.index),
+        _ => None,
+    }
+}
+
+fn clear(disk: &dyn Disk) -> Result<(), DiskError> {
+    match disk.remove(SUSPECT) {
+        Ok(()) | Err(DiskError::NotFound { .. }) => disk.sync_dir(),
+        Err(error) => Err(error),
+    }
+}

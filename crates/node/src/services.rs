@@ -1,0 +1,418 @@
+//! The services for programs: chunks, the file tree and processes, as one thing that a node starts
+//! and ends.
+//!
+//! Order: the chunk store, the world (started or found again), the FUSE connection (made or taken
+//! over), then the routes, and last the answering. Until the last step the kernel's callers wait.
+//!
+//! A machine that cannot have a world or a mount (no rights, no /dev/fuse) still stores chunks and
+//! votes; `limits` says in a sentence each what it does without.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use unum_core::placement::chunks::Place;
+use unum_core::placement::programs::Candidate;
+use unum_core::registry::{Node, State};
+use unum_core::time::Time;
+use unum_net::{Client, Router};
+use unum_proto::ids::{Lane, NodeId};
+use unum_proto::init::{Answer, Ask, List, PidBlock, Shutdown, State as ProgramState};
+use unum_proto::registry::NodeState;
+use unum_sys::world::World as WorldStart;
+
+use crate::files::mount::{Connection, KEPT_NAME, MountError, Mounted};
+use crate::files::replicas::{Candidates, Replicas};
+use crate::files::{self, Cluster, Files};
+use crate::membership::{MemberState, Membership};
+use crate::processes::{Nodes, Processes};
+use crate::registry::{Registry, system_clock};
+use crate::settings::Settings;
+use crate::store::{ChunkError, ChunkOptions, ChunkQueue, ChunkStore};
+use crate::tasks::{Stop, Tasks};
+use crate::world::{self, World};
+
+/// How long programs may take to end when the node stops.
+const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
+/// How long the whole world may take.
+const WORLD_TIME_MAX: Duration = Duration::from_secs(10);
+/// The replicas of a node that went down still count for so long: it may be back soon.
+const REPAIR_AFTER: Duration = Duration::from_secs(600);
+/// Pause between two reports of how much the services hold.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
+/// Chunks that a look for degraded ones goes through.
+const DEGRADED_SCAN_MAX: usize = 1 << 16;
+/// Every node gets the same share of chunks until weights become a setting.
+const WEIGHT: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error(transparent)]
+    Store(#[from] crate::stores::OpenError),
+    #[error("the chunk store cannot be opened: {0}")]
+    Chunks(#[from] ChunkError),
+    #[error("a thread for the chunk store cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error("the journal of open files in {path} cannot be read: {error}")]
+    Handles { path: PathBuf, error: std::io::Error },
+}
+
+/// What the services work with.
+pub struct Plan<'a> {
+    pub settings: &'a Settings,
+    pub node: NodeId,
+    pub registry: Registry,
+    pub client: Client,
+    pub membership: Membership,
+    pub tasks: Tasks,
+}
+
+/// The services of a running node.
+pub struct Services {
+    pub replicas: Replicas,
+    /// None: see `limits`.
+    pub processes: Option<Processes>,
+    pub limits: Vec<String>,
+    world: Option<World>,
+    files: Option<Arc<Files>>,
+    cluster: Arc<ClusterView>,
+    client: Client,
+    tasks: Tasks,
+    /// Taken by `start` and by `end`.
+    connection: Mutex<Option<Connection>>,
+    mounted: Mutex<Option<Mounted>>,
+}
+
+impl Services {
+    /// Makes everything ready to answer, and answers nothing yet.
+    pub async fn prepare(plan: Plan<'_>) -> Result<Arc<Self>, ServiceError> {
+        let cluster = Arc::new(ClusterView {
+            node: plan.node,
+            registry: plan.registry.clone(),
+            membership: plan.membership.clone(),
+        });
+        let replicas = Replicas::new(
+            plan.node,
+            plan.client.clone(),
+            open_chunks(plan.settings)?,
+            Box::new(cluster.clone()),
+            plan.settings.replicas as usize,
+            rand::random(),
+        );
+        let mut limits = Vec::new();
+        let (world, connection) = match plan.settings.worker {
+            true => enter_world(&plan, &mut limits).await,
+            false => (None, None),
+        };
+        let processes = world.as_ref().map(|world| {
+            let (registry, client) = (plan.registry.clone(), plan.client.clone());
+            let nodes = Box::new(cluster.clone());
+            Processes::new(plan.node, registry, client, world.clone(), nodes)
+        });
+        let files = connection.as_ref().map(|connection| make_files(&plan, &replicas, connection));
+        Ok(Arc::new(Self {
+            replicas,
+            processes,
+            limits,
+            world,
+            files: files.transpose()?,
+            cluster,
+            client: plan.client,
+            tasks: plan.tasks,
+            connection: Mutex::new(connection),
+            mounted: Mutex::new(None),
+        }))
+    }
+
+    /// What other nodes may call.
+    pub fn routes(&self) -> Router {
+        let mut routes = self.replicas.routes();
+        if let Some(files) = &self.files {
+            routes = routes.merge(files::upkeep_routes(files));
+        } else {
+            routes = routes.merge(files::nothing_held());
+        }
+        match &self.processes {
+            Some(processes) => {
+                let processes = processes.clone();
+                routes.merge(crate::processes::routes(move || Ok(processes.clone())))
+            }
+            None => routes,
+        }
+    }
+
+    /// Answers the kernel and starts the upkeep.
+    pub fn start(self: &Arc<Self>) {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(files), Some(connection)) = (&self.files, connection) {
+            files::start_upkeep(files, self.cluster.clone(), &self.client, &self.tasks);
+            match connection.serve(files.clone(), &tokio::runtime::Handle::current()) {
+                Ok(mounted) => {
+                    *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
+                }
+                Err(error) => tracing::error!(%error, "the file tree cannot be served"),
+            }
+        }
+        if let (Some(world), Some(processes)) = (&self.world, &self.processes) {
+            let following = follow_blocks(self.cluster.clone(), processes.clone());
+            self.tasks.spawn_lasting("pids", until(self.tasks.stop(), following));
+            let reporting = report(self.clone(), world.clone());
+            self.tasks.spawn_lasting("report", until(self.tasks.stop(), reporting));
+        }
+    }
+
+    /// Where the file tree is mounted.
+    pub fn mount(&self) -> Option<PathBuf> {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.as_ref().map(|mounted| mounted.path().to_owned())
+    }
+
+    /// Chunks that have fewer living replicas than they should, as far as one look reaches.
+    pub fn chunks_degraded(&self) -> u64 {
+        let live = self.replicas.alive();
+        let factor = self.replicas.factor();
+        self.cluster.look(|state| {
+            state.tree().chunks_lacking(&live, factor, None, DEGRADED_SCAN_MAX).found.len() as u64
+        })
+    }
+
+    /// Stops answering; mount and programs wait for the next daemon.
+    pub fn leave(&self) {
+        if let Some(mounted) = self.take_mounted() {
+            mounted.leave();
+        }
+    }
+
+    /// Ends the programs and takes the mount away.
+    pub async fn end(&self) {
+        if let Some(world) = &self.world {
+            let shutdown = Shutdown { grace_ms: PROGRAMS_GRACE.as_millis() as u64 };
+            // The answer comes at once; the world has ended when its connection does.
+            let _ = world.ask(Ask::Shutdown(shutdown)).await;
+            let _ = tokio::time::timeout(WORLD_TIME_MAX, world.ended()).await;
+        }
+        if let Some(mounted) = self.take_mounted() {
+            mounted.unmount();
+        }
+    }
+
+    fn take_mounted(&self) -> Option<Mounted> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn open_chunks(settings: &Settings) -> Result<ChunkQueue, ServiceError> {
+    let disk = crate::stores::open(settings, "chunks")?;
+    let (store, damage) = ChunkStore::open(disk, ChunkOptions::default())?;
+    for damage in damage {
+        tracing::warn!(?damage, "a chunk is damaged here; other replicas are used");
+    }
+    ChunkQueue::start(Arc::new(store)).map_err(ServiceError::Thread)
+}
+
+async fn enter_world(
+    plan: &Plan<'_>,
+    limits: &mut Vec<String>,
+) -> (Option<World>, Option<Connection>) {
+    let start = WorldStart {
+        program: init_program(),
+        prefix: Vec::new(),
+        socket: plan.settings.run_dir.join("init.sock"),
+        state: plan.settings.data_dir.join("programs"),
+    };
+    let world = match world::connect(start).await {
+        Ok((world, driver)) => {
+            plan.tasks.spawn_lasting("world", driver);
+            limits.extend(world.missing());
+            world
+        }
+        Err(error) => {
+            limits.push(format!("this node runs no programs and mounts no file tree: {error}"));
+            return (None, None);
+        }
+    };
+    match connect_kernel(plan, &world).await {
+        Ok(connection) => (Some(world), Some(connection)),
+        Err(error) => {
+            limits.push(format!("the file tree is not mounted here: {error}"));
+            (Some(world), None)
+        }
+    }
+}
+
+/// unum-init lies beside this daemon.
+fn init_program() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.with_file_name("unum-init")
+}
+
+async fn connect_kernel(plan: &Plan<'_>, world: &World) -> Result<Connection, MountError> {
+    let path = plan.settings.mount.as_path();
+    if let Ok(Some((note, descriptor))) = world.fetch(KEPT_NAME).await
+        && let Some(connection) = Connection::take_over(descriptor, &note, path)
+    {
+        tracing::info!(mount = %path.display(), "took the mount over");
+        return Ok(connection);
+    }
+    let connection = Connection::establish(path, Lane(rand::random()))?;
+    match connection.to_keep() {
+        Ok((descriptor, note)) => {
+            if let Err(error) = world.keep(KEPT_NAME, note, descriptor).await {
+                tracing::warn!(%error, "unum-init does not keep the mount: it ends with this daemon");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the FUSE descriptor cannot be shared"),
+    }
+    Ok(connection)
+}
+
+fn make_files(
+    plan: &Plan<'_>,
+    replicas: &Replicas,
+    connection: &Connection,
+) -> Result<Arc<Files>, ServiceError> {
+    let parts = files::Parts {
+        node: plan.node,
+        registry: plan.registry.clone(),
+        replicas: replicas.clone(),
+        mount_lane: connection.lane,
+        own_lane: Lane(rand::random()),
+        patience: plan.settings.file_patience,
+    };
+    let path = plan.settings.run_dir.join("handles");
+    Files::new(parts, &path, connection.fresh)
+        .map_err(|error| ServiceError::Handles { path, error })
+}
+
+async fn until(stop: Stop, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.requested() => {}
+        () = work => {}
+    }
+}
+
+/// Tells the world each change of this node's PID blocks.
+async fn follow_blocks(cluster: Arc<ClusterView>, processes: Processes) {
+    let mut applied: watch::Receiver<u64> = cluster.registry.watch();
+    let mut told: Vec<PidBlock> = Vec::new();
+    loop {
+        let blocks = cluster.blocks();
+        if blocks != told {
+            match processes.use_blocks(blocks.clone()).await {
+                Ok(()) => told = blocks,
+                Err(error) => tracing::warn!(%error, "unum-init does not take the PID blocks"),
+            }
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets gossip know how much the services hold.
+async fn report(services: Arc<Services>, world: World) {
+    loop {
+        let programs = match world.ask(Ask::List(List {})).await {
+            Ok(Answer::Programs(programs)) => programs.programs,
+            _ => Vec::new(),
+        };
+        let running =
+            programs.iter().filter(|program| program.state() != ProgramState::Exited).count();
+        let space = services.replicas.store().store().usage().map(|usage| usage.disk);
+        services.cluster.membership.report(|load| {
+            load.programs = running as u32;
+            if let Ok(space) = space {
+                load.storage_total = space.total_bytes;
+                load.storage_free = space.free_bytes;
+            }
+        });
+        tokio::time::sleep(REPORT_PAUSE).await;
+    }
+}
+
+/// The other nodes, as the registry and gossip tell of them.
+struct ClusterView {
+    node: NodeId,
+    registry: Registry,
+    membership: Membership,
+}
+
+impl ClusterView {
+    fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.registry.read(look)
+    }
+
+    fn blocks(&self) -> Vec<PidBlock> {
+        self.look(|state| {
+            let blocks = state.pids().blocks_of(self.node);
+            blocks
+                .map(|block| PidBlock { lo: block.first, hi: block.first + block.count })
+                .collect()
+        })
+    }
+
+    fn places(&self, wanted: impl Fn(&Node) -> bool) -> Vec<Place> {
+        self.look(|state| {
+            let workers = state.nodes().members().filter(|node| node.is_worker() && wanted(node));
+            workers.map(|node| Place { node: node.id, weight: WEIGHT }).collect()
+        })
+    }
+
+    fn is_suspect(&self, node: NodeId) -> bool {
+        let view = self.membership.view();
+        let state = view.get(&node).map(|member| member.state);
+        matches!(state, Some(MemberState::Suspect | MemberState::Down))
+    }
+}
+
+impl Candidates for Arc<ClusterView> {
+    fn alive(&self) -> Vec<Place> {
+        self.places(|node| node.is_up() && !self.is_suspect(node.id))
+    }
+
+    fn total(&self) -> usize {
+        self.places(|_| true).len()
+    }
+}
+
+impl Nodes for Arc<ClusterView> {
+    fn candidates(&self) -> Vec<Candidate> {
+        let view = self.membership.view();
+        self.alive()
+            .into_iter()
+            .map(|place| {
+                let load = view.get(&place.node).and_then(|member| member.load).unwrap_or_default();
+                Candidate {
+                    node: place.node,
+                    load_milli: load.load_milli.max(load.runnable.saturating_sub(1) * 1000),
+                    cores: load.cores,
+                    recent: 0,
+                }
+            })
+            .collect()
+    }
+}
+
+impl Cluster for ClusterView {
+    fn leads(&self) -> bool {
+        self.registry.standing().leader == Some(self.node)
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        self.look(|state| {
+            // A node that is down is fenced: when it comes up it may have nothing open but what it
+            // holds.
+            state.nodes().members().filter(|node| node.is_up()).map(|node| node.id).collect()
+        })
+    }
+
+    fn counting(&self) -> Vec<Place> {
+        let now: Time = system_clock()();
+        self.places(|node| match node.state {
+            NodeState::Up => true,
+            NodeState::Down => now.since(node.since) < REPAIR_AFTER,
+            _ => false,
+        })
+    }
+}

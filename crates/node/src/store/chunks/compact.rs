@@ -1,0 +1,128 @@
+//! Freeing the room of dead records: what is alive in a segment is moved, then the file is removed.
+//!
+//! Invariants: a segment is removed only when all that is alive in it is durable elsewhere; a step
+//! does a bounded amount of work; puts go on between the groups of a step.
+
+use unum_proto::ids::ChunkId;
+
+use super::format::{HEAD_BYTES, segment_name};
+use super::write::Change;
+use super::{ChunkError, ChunkStore, Index, Place, Tomb};
+use crate::store::disk::DiskError;
+
+/// The outcome of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compacted {
+    /// No segment is worth it.
+    Nothing,
+    /// Some of a segment was moved; more is to do.
+    Moved { bytes: u64 },
+    /// A segment was removed. The chunks named were rotten in it and are lost on this node.
+    Freed { bytes: u64, rotten: Vec<ChunkId> },
+}
+
+pub(super) struct Cursor {
+    segment: u64,
+    /// What was alive when the work began and was not looked at yet.
+    alive: Vec<(ChunkId, Place)>,
+    rotten: Vec<(ChunkId, Place)>,
+}
+
+impl ChunkStore {
+    /// Does one step: moves about `bytes_max` bytes, or removes a segment in which nothing is alive
+    /// any more. Those bytes are in memory meanwhile. The caller decides how often.
+    pub fn compact(&self, bytes_max: u64) -> Result<Compacted, ChunkError> {
+        let mut compaction = self.compaction.lock().unwrap_or_else(|p| p.into_inner());
+        let Some(mut cursor) = compaction.take().or_else(|| self.choose()) else {
+            return Ok(Compacted::Nothing);
+        };
+        // After an error the work begins anew: the cursor is gone.
+        let bytes = self.move_some(&mut cursor, bytes_max)?;
+        if !cursor.alive.is_empty() {
+            *compaction = Some(cursor);
+            return Ok(Compacted::Moved { bytes });
+        }
+        self.free(cursor, bytes)
+    }
+
+    fn choose(&self) -> Option<Cursor> {
+        self.read_index().choose(self.options.compact_dead_percent)
+    }
+
+    fn move_some(&self, cursor: &mut Cursor, bytes_max: u64) -> Result<u64, ChunkError> {
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        while bytes < bytes_max {
+            let Some((chunk, place)) = cursor.alive.pop() else { break };
+            match self.load(chunk, &place) {
+                Ok(draft) => {
+                    bytes += place.span();
+                    changes.push(Change::Move(draft, place));
+                }
+                Err(ChunkError::Rotten { .. }) => cursor.rotten.push((chunk, place)),
+                // Deleted meanwhile.
+                Err(ChunkError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.commit(&changes).into_iter().collect::<Result<(), _>>()?;
+        Ok(bytes)
+    }
+
+    fn free(&self, cursor: Cursor, bytes: u64) -> Result<Compacted, ChunkError> {
+        let carried: Vec<Change> = self
+            .read_index()
+            .needed_tombs(cursor.segment)
+            .map(|tomb| Change::Carry(*tomb))
+            .collect();
+        self.commit(&carried).into_iter().collect::<Result<(), _>>()?;
+        let rotten_bytes: u64 = cursor.rotten.iter().map(|(_, place)| place.span()).sum();
+        let freed = match self.read_index().segments.get(&cursor.segment) {
+            None => return Ok(Compacted::Nothing),
+            // Something could not be moved after all: the next step begins anew.
+            Some(segment) if segment.live_bytes > rotten_bytes => {
+                return Ok(Compacted::Moved { bytes });
+            }
+            Some(segment) => u64::from(segment.end),
+        };
+        match self.disk.remove(&segment_name(cursor.segment)) {
+            // An earlier step removed it and could not sync that.
+            Ok(()) | Err(DiskError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.disk.sync_dir()?;
+        self.write_index().segments.remove(&cursor.segment);
+        let rotten = cursor.rotten.into_iter().map(|(chunk, _)| chunk).collect();
+        Ok(Compacted::Freed { bytes: freed, rotten })
+    }
+}
+
+impl Index {
+    /// The sealed segment with the most dead bytes, if it is worth it.
+    fn choose(&self, dead_percent: u64) -> Option<Cursor> {
+        let (active, _) = self.segments.last_key_value()?;
+        let (number, _) = self
+            .segments
+            .range(..active)
+            .map(|(number, segment)| {
+                let tombs = (self.needed_tombs(*number).count() * HEAD_BYTES) as u64;
+                let total = u64::from(segment.end);
+                (*number, total, total.saturating_sub(segment.live_bytes + tombs))
+            })
+            .filter(|(_, total, dead)| dead * 100 >= total * dead_percent)
+            .map(|(number, _, dead)| (number, dead))
+            .max_by_key(|(_, dead)| *dead)?;
+        let places = self.chunks.iter().filter(|(_, place)| place.segment == number);
+        let (rotten, alive) =
+            places.map(|(chunk, place)| (*chunk, *place)).partition(|(_, place)| place.rotten);
+        Some(Cursor { segment: number, alive, rotten })
+    }
+
+    /// The tombstones in a segment without which a deleted chunk would return.
+    fn needed_tombs(&self, number: u64) -> impl Iterator<Item = &Tomb> {
+        let tombs = self.segments.get(&number).map_or(&[][..], |segment| &segment.tombs[..]);
+        tombs
+            .iter()
+            .filter(move |tomb| tomb.buried != number && self.segments.contains_key(&tomb.buried))
+    }
+}

@@ -1,0 +1,135 @@
+//! The chunk store for many tasks at once: a thread writes, and whatever waits when a sync ends
+//! goes into the next groups.
+//!
+//! Invariants: changes take effect in the order in which they were queued; what waits is bounded in
+//! number and in bytes; a caller that goes away takes nothing back.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use unum_proto::ids::ChunkId;
+
+use super::write::Change;
+use super::{ChunkError, ChunkStore, Compacted, Draft};
+use crate::store::limits::{CHUNK_QUEUE_BYTES_MAX, CHUNK_QUEUE_MAX};
+
+/// Content up to this is hashed in the calling task; more would keep its thread for too long.
+const HASH_INLINE_BYTES_MAX: usize = 32 << 10;
+
+/// Gives changes to the thread that writes, and reads aside of the runtime's threads; cheap to
+/// clone. The thread ends when the last clone is gone and the queue is empty; the last clone waits
+/// for it. Needs a tokio runtime.
+#[derive(Clone)]
+pub struct ChunkQueue {
+    requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+    store: Arc<ChunkStore>,
+    /// Dropped after `requests`: the thread ends because there are no senders.
+    _thread: Arc<Joined>,
+}
+
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic of the thread has been printed; its callers have got `Stopped`.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Request {
+    change: Change,
+    done: oneshot::Sender<Result<(), ChunkError>>,
+    /// The bytes that the change takes in the queue.
+    _room: OwnedSemaphorePermit,
+}
+
+impl ChunkQueue {
+    pub fn start(store: Arc<ChunkStore>) -> std::io::Result<Self> {
+        let (requests, queue) = mpsc::channel(CHUNK_QUEUE_MAX);
+        let room = Arc::new(Semaphore::new(CHUNK_QUEUE_BYTES_MAX));
+        let writer = store.clone();
+        let thread = std::thread::Builder::new()
+            .name("chunks".to_owned())
+            .spawn(move || write_all(&writer, queue))?;
+        Ok(Self { requests, room, store, _thread: Arc::new(Joined(Some(thread))) })
+    }
+
+    /// For what does not wait for the disk: `contains`, `size`, `list`, `stamp`.
+    pub fn store(&self) -> &Arc<ChunkStore> {
+        &self.store
+    }
+
+    /// Stores a chunk; it is durable when this returns. Putting it again is no error.
+    pub async fn put(
+        &self,
+        chunk: ChunkId,
+        content: Bytes,
+        hash: blake3::Hash,
+    ) -> Result<(), ChunkError> {
+        let draft = if content.len() <= HASH_INLINE_BYTES_MAX {
+            Draft::new(chunk, content, &hash)?
+        } else {
+            aside(move || Draft::new(chunk, content, &hash)).await?
+        };
+        self.change(Change::Put(draft)).await
+    }
+
+    /// Deletes a chunk; deleting what is not there is no error.
+    pub async fn delete(&self, chunk: ChunkId) -> Result<(), ChunkError> {
+        self.change(Change::Delete(chunk)).await
+    }
+
+    /// Exactly `len` bytes of the chunk from `offset` on, checked.
+    pub async fn get(&self, chunk: ChunkId, offset: u64, len: usize) -> Result<Bytes, ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.get(chunk, offset, len)).await
+    }
+
+    pub async fn verify(&self, chunk: ChunkId) -> Result<(), ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.verify(chunk)).await
+    }
+
+    pub async fn compact(&self, bytes_max: u64) -> Result<Compacted, ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.compact(bytes_max)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<(), ChunkError> {
+        let bytes = change.span() as u32;
+        let permit = self.room.clone().acquire_many_owned(bytes).await;
+        let room = permit.map_err(|_| ChunkError::Stopped)?;
+        let (done, outcome) = oneshot::channel();
+        let request = Request { change, done, _room: room };
+        self.requests.send(request).await.map_err(|_| ChunkError::Stopped)?;
+        outcome.await.unwrap_or(Err(ChunkError::Stopped))
+    }
+}
+
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ChunkError> + Send + 'static,
+) -> Result<T, ChunkError> {
+    spawn_blocking(work).await.unwrap_or(Err(ChunkError::Stopped))
+}
+
+fn write_all(store: &ChunkStore, mut queue: mpsc::Receiver<Request>) {
+    let mut waiting = Vec::with_capacity(CHUNK_QUEUE_MAX);
+    while queue.blocking_recv_many(&mut waiting, CHUNK_QUEUE_MAX) > 0 {
+        let mut changes = Vec::with_capacity(waiting.len());
+        let mut callers = Vec::with_capacity(waiting.len());
+        for Request { change, done, _room } in waiting.drain(..) {
+            changes.push(change);
+            callers.push((done, _room));
+        }
+        for (outcome, (done, _room)) in store.commit(&changes).into_iter().zip(callers) {
+            // A caller that went away does not want its outcome.
+            let _ = done.send(outcome);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What goes wrong, and when: drawn from the seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::AsyncRuntime;
+use openraft_rt_sim::SimRuntime;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use unum_node::store::disk::{Fault, Op};
+use unum_proto::ids::{Lane, NodeId, RequestId};
+use unum_proto::registry as wire;
+use unum_proto::registry::command::Kind;
+
+use crate::net::{Groups, Weather};
+use crate::world::{DISK_BYTES, World};
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// One node or some are cut off from the others.
+    Partition,
+    IsolateLeader,
+    Heal,
+    Crash,
+    CrashInSync,
+    CrashLeader,
+    Blackout,
+    DiskFull,
+    Storm,
+    DeclareDown,
+    HandOver,
+}
+
+const ALL: [Trouble; 11] = [
+    Trouble::Partition,
+    Trouble::IsolateLeader,
+    Trouble::Heal,
+    Trouble::Crash,
+    Trouble::CrashInSync,
+    Trouble::CrashLeader,
+    Trouble::Blackout,
+    Trouble::DiskFull,
+    Trouble::Storm,
+    Trouble::DeclareDown,
+    Trouble::HandOver,
+];
+
+/// Makes trouble until the time is over.
+pub async fn trouble(world: Arc<World>, until: Duration) {
+    while world.elapsed() < until && world.violation().is_none() {
+        let pause = world.draw(|rng| rng.random_range(200..1500));
+        SimRuntime::sleep(Duration::from_millis(pause)).await;
+        let what = world.draw(|rng| *ALL.choose(rng).expect("there are some"));
+        strike(&world, what).await;
+    }
+}
+
+/// Mends all that was broken.
+pub async fn mend(world: &Arc<World>) {
+    world.set_weather(Weather::CALM);
+    world.set_groups(Groups::default());
+    for node in world.nodes() {
+        if let Some(disk) = world.disk(node) {
+            disk.set_total_bytes(DISK_BYTES);
+        }
+        if world.registry(node).is_none() {
+            world.boot(node).await;
+        }
+        world.come_up(node);
+    }
+    world.note("all is mended");
+}
+
+async fn strike(world: &Arc<World>, what: Trouble) {
+    let node = any(world);
+    match what {
+        Trouble::Partition => partition(world),
+        Trouble::IsolateLeader => {
+            let alone = leader(world).unwrap_or(node);
+            world.set_groups(Groups([(alone, 1)].into()));
+            world.note(format!("{alone} is cut off"));
+        }
+        Trouble::Heal => {
+            world.set_groups(Groups::default());
+            world.note("the network is whole");
+        }
+        Trouble::Crash => crash_and_boot(world, node),
+        Trouble::CrashLeader => crash_and_boot(world, leader(world).unwrap_or(node)),
+        Trouble::CrashInSync => {
+            let after = world.draw(|rng| rng.random_range(0..4));
+            let path_contains = String::new();
+            let errno = rustix::io::Errno::IO;
+            if let Some(disk) = world.disk(node) {
+                disk.fail(Fault { op: Op::Sync, path_contains, after, errno });
+            }
+            world.note(format!("{node} will die in a sync"));
+            let pause = world.draw(|rng| rng.random_range(5..120));
+            SimRuntime::sleep(Duration::from_millis(pause)).await;
+            crash_and_boot(world, node);
+        }
+        Trouble::Blackout => {
+            for node in world.nodes() {
+                crash_and_boot(world, node);
+            }
+        }
+        Trouble::DiskFull => fill_disk(world, node),
+        Trouble::Storm => {
+            let weather = world.draw(Weather::draw);
+            world.set_weather(weather);
+            world.note(format!("weather: {weather:?}"));
+        }
+        Trouble::DeclareDown => declare_down(world, node),
+        Trouble::HandOver => {
+            if let Some(registry) = leader(world).and_then(|leader| world.registry(leader)) {
+                let to = registry.hand_over().await;
+                world.note(format!("{} hands over to {to:?}", registry.own()));
+            }
+        }
+    }
+}
+
+fn any(world: &World) -> NodeId {
+    let nodes = world.nodes();
+    world.draw(|rng| *nodes.choose(rng).expect("there are nodes"))
+}
+
+fn leader(world: &World) -> Option<NodeId> {
+    let running = world.running();
+    running.iter().find(|(id, registry)| registry.standing().leader == Some(*id)).map(|(id, _)| *id)
+}
+
+fn partition(world: &World) {
+    let nodes = world.nodes();
+    let groups = world.draw(|rng| {
+        nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect()
+    });
+    world.note(format!("partition: {groups:?}"));
+    world.set_groups(Groups(groups));
+}
+
+fn crash_and_boot(world: &Arc<World>, node: NodeId) {
+    if world.registry(node).is_none() {
+        return;
+    }
+    world.crash(node);
+    let world = world.clone();
+    drop(SimRuntime::spawn(async move {
+        let pause = world.draw(|rng| rng.random_range(20..2500));
+        SimRuntime::sleep(Duration::from_millis(pause)).await;
+        if world.registry(node).is_none() {
+            world.boot(node).await;
+            world.come_up(node);
+        }
+    }));
+}
+
+fn fill_disk(world: &Arc<World>, node: NodeId) {
+    let Some(disk) = world.disk(node) else { return };
+    world.note(format!("the disk of {node} is full"));
+    disk.set_total_bytes(0);
+    let world = world.clone();
+    drop(SimRuntime::spawn(async move {
+        SimRuntime::sleep(Duration::from_millis(1500)).await;
+        disk.set_total_bytes(DISK_BYTES);
+        world.note(format!("the disk of {node} has room"));
+    }));
+}
+
+/// Somebody holds a living node for dead: it is fenced and must come up again.
+fn declare_down(world: &Arc<World>, node: NodeId) {
+    let by = any(world);
+    let Some(registry) = world.registry(by).filter(|_| by != node) else { return };
+    let world = world.clone();
+    drop(SimRuntime::spawn(async move {
+        let epoch = registry.read(|state| state.nodes().get(node).map(|known| known.epoch.0));
+        let Some(epoch) = epoch else { return };
+        let down = wire::NodeDown { node: node.0, epoch, why: "a whim".into() };
+        let id = RequestId { lane: Lane(world.draw(|rng| rng.random())), seq: 1 };
+        let within = Duration::from_secs(1);
+        let outcome = registry.propose_within(id, Kind::NodeDown(down), within).await;
+        world.note(format!("{by} declares {node} down: {outcome:?}"));
+    }));
+}

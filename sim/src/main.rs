@@ -1,0 +1,91 @@
+//! `cargo run -p sim -- --seeds 1000`: simulates clusters and says which seed fails.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use unum_sim::{Flaw, Plan, run};
+
+/// Simulates a cluster's control plane under faults, one run per seed.
+#[derive(Parser)]
+struct Arguments {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Run this seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what happened.
+    #[arg(long)]
+    trace: bool,
+    /// With --trace: print each message, too.
+    #[arg(long)]
+    messages: bool,
+    /// Plant a flaw, to see it found.
+    #[arg(long, value_enum, default_value = "none")]
+    flaw: Planted,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Planted {
+    None,
+    LyingSync,
+    ForgetReplies,
+    BarrierWithoutQuorum,
+}
+
+impl From<Planted> for Flaw {
+    fn from(planted: Planted) -> Self {
+        match planted {
+            Planted::None => Flaw::None,
+            Planted::LyingSync => Flaw::LyingSync,
+            Planted::ForgetReplies => Flaw::ForgetReplies,
+            Planted::BarrierWithoutQuorum => Flaw::BarrierWithoutQuorum,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.trace && std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    let seeds = match arguments.seed {
+        Some(seed) => seed..seed.saturating_add(1),
+        None => arguments.from..arguments.from.saturating_add(arguments.seeds),
+    };
+    let started = Instant::now();
+    let (mut failed, mut entries, mut operations, mut runs) = (0, 0, 0, 0);
+    for seed in seeds {
+        let messages = arguments.messages;
+        let plan = Plan { messages, ..Plan::new(seed).with(arguments.flaw.into()) };
+        runs += 1;
+        let trace = match run(plan) {
+            Ok(report) => {
+                entries += report.entries;
+                operations += report.operations;
+                report.trace
+            }
+            Err(failure) => {
+                failed += 1;
+                println!("{failure}");
+                failure.trace
+            }
+        };
+        if arguments.trace {
+            trace.iter().for_each(|line| println!("{line}"));
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{runs} runs, {failed} failed; {operations} operations, {entries} applied entries \
+         in {seconds:.1} s"
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,345 @@
+//! The machines of a simulated cluster: their disks, their lives, and what joins them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::AsyncRuntime;
+use openraft::Instant;
+use openraft_rt_sim::{SimInstant, SimRuntime};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use unum_core::time::Time;
+use unum_node::registry::mutation::Mutation;
+use unum_node::registry::offload::Offload;
+use unum_node::registry::transport::Call;
+use unum_node::registry::{Options, RegistryOn, Timing};
+use unum_node::store::disk::{Disk, SimDisk};
+use unum_node::store::journal::JournalOptions;
+use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
+use unum_proto::registry::command::Kind;
+use unum_proto::registry::{self as wire, reply};
+
+use crate::disk::LyingDisk;
+use crate::monitor::Monitor;
+use crate::net::{Fate, Groups, Port, Weather};
+use crate::run::{Flaw, Plan};
+
+pub type Registry = RegistryOn<SimRuntime>;
+
+/// Room on each disk while it is not full.
+pub const DISK_BYTES: u64 = 256 << 20;
+/// Small, so that segments and snapshots come and go within a run.
+const SEGMENT_BYTES: u64 = 32 << 10;
+const SNAPSHOT_ENTRIES: u64 = 120;
+/// Virtual time begins here, in seconds since 1970.
+const DAWN: u64 = 1_800_000_000;
+
+pub struct World {
+    pub plan: Plan,
+    started: SimInstant,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    rng: StdRng,
+    weather: Weather,
+    groups: Groups,
+    machines: BTreeMap<NodeId, Machine>,
+    monitor: Monitor,
+    trace: Vec<String>,
+}
+
+struct Machine {
+    disk: Arc<SimDisk>,
+    /// Grows with each boot and each crash: what was started in an earlier one is a ghost.
+    life: u64,
+    registry: Option<Registry>,
+    coming_up: bool,
+}
+
+impl World {
+    pub fn new(plan: Plan) -> Arc<Self> {
+        let mut rng = StdRng::seed_from_u64(plan.seed);
+        let machines = (1..=plan.nodes)
+            .map(|id| (NodeId(id), Machine::new(rng.random())))
+            .collect();
+        let inner = Inner {
+            rng,
+            weather: Weather::CALM,
+            groups: Groups::default(),
+            machines,
+            monitor: Monitor::default(),
+            trace: Vec::new(),
+        };
+        Arc::new(Self { plan, started: SimInstant::now(), inner: Mutex::new(inner) })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Virtual time since the beginning.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub fn nanos(&self) -> u64 {
+        self.elapsed().as_nanos() as u64
+    }
+
+    pub fn note(&self, text: impl AsRef<str>) {
+        let at = self.elapsed().as_secs_f64();
+        self.inner().trace.push(format!("{at:10.6} {}", text.as_ref()));
+    }
+
+    pub fn violated(&self, what: String) {
+        self.note(format!("VIOLATED: {what}"));
+        self.inner().monitor.report(what);
+    }
+
+    pub fn violation(&self) -> Option<String> {
+        self.inner().monitor.violation().cloned()
+    }
+
+    pub fn take_trace(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner().trace)
+    }
+
+    pub fn monitor<T>(&self, look: impl FnOnce(&mut Monitor) -> T) -> T {
+        look(&mut self.inner().monitor)
+    }
+
+    pub fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut self.inner().rng)
+    }
+
+    pub fn fate(&self) -> Fate {
+        let inner = &mut *self.inner();
+        Fate::draw(&mut inner.rng, inner.weather)
+    }
+
+    pub fn set_weather(&self, weather: Weather) {
+        self.inner().weather = weather;
+    }
+
+    pub fn set_groups(&self, groups: Groups) {
+        self.inner().groups = groups;
+    }
+
+    pub fn is_joined(&self, a: NodeId, b: NodeId) -> bool {
+        self.inner().groups.joined(a, b)
+    }
+
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.inner().machines.keys().copied().collect()
+    }
+
+    pub fn registry(&self, node: NodeId) -> Option<Registry> {
+        self.inner().machines.get(&node)?.registry.clone()
+    }
+
+    pub fn running(&self) -> Vec<(NodeId, Registry)> {
+        let inner = self.inner();
+        let running = inner.machines.iter();
+        running.filter_map(|(id, machine)| Some((*id, machine.registry.clone()?))).collect()
+    }
+
+    pub fn is_alive(&self, node: NodeId, life: u64) -> bool {
+        self.inner().machines.get(&node).is_some_and(|machine| machine.life == life)
+    }
+
+    pub fn disk(&self, node: NodeId) -> Option<Arc<SimDisk>> {
+        Some(self.inner().machines.get(&node)?.disk.clone())
+    }
+
+    /// Who sends entries or heartbeats is the leader of the term that it names.
+    pub fn saw_call(&self, from: NodeId, to: NodeId, call: &Call) {
+        if self.plan.messages {
+            self.note(format!("{from} -> {to}: {}", describe(call)));
+        }
+        if let Call::Append(wire::AppendRequest { vote: Some(vote), .. }) = call {
+            self.inner().monitor.leads(from, vote.term);
+        }
+    }
+
+    /// Starts the node's registry from what its disk holds.
+    pub async fn boot(self: &Arc<Self>, node: NodeId) {
+        let Some((life, disk, salt)) = self.begin_life(node) else { return };
+        self.note(format!("{node} boots"));
+        let options = self.options(node, life, disk, salt);
+        match Registry::start(options).await {
+            Ok(registry) => {
+                let ghost = {
+                    let mut inner = self.inner();
+                    match inner.machines.get_mut(&node) {
+                        Some(machine) if machine.life == life => {
+                            machine.registry = Some(registry);
+                            None
+                        }
+                        _ => Some(registry),
+                    }
+                };
+                if let Some(ghost) = ghost {
+                    ghost.shutdown().await;
+                }
+            }
+            Err(error) if self.is_alive(node, life) => {
+                self.violated(format!("{node} cannot start: {error}"));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn begin_life(&self, node: NodeId) -> Option<(u64, Arc<dyn Disk>, u64)> {
+        let inner = &mut *self.inner();
+        let salt = inner.rng.random();
+        let machine = inner.machines.get_mut(&node)?;
+        machine.life += 1;
+        machine.coming_up = false;
+        Some((machine.life, machine.disk.disk(), salt))
+    }
+
+    fn options(
+        self: &Arc<Self>,
+        node: NodeId,
+        life: u64,
+        disk: Arc<dyn Disk>,
+        salt: u64,
+    ) -> Options {
+        let disk: Arc<dyn Disk> = match self.plan.flaw {
+            Flaw::LyingSync => Arc::new(LyingDisk(disk)),
+            _ => disk,
+        };
+        let port = Arc::new(Port { world: self.clone(), own: node, life });
+        let (clock, witness) = (self.clone(), self.clone());
+        // Clocks of different machines differ.
+        let skew = Duration::from_millis(node.0 * 137);
+        Options {
+            clock: Arc::new(move || Time::from_secs(DAWN).after(clock.elapsed() + skew)),
+            timing: Timing::default(),
+            offload: Offload::Inline,
+            snapshot_entries: SNAPSHOT_ENTRIES,
+            reserve_bytes: 4096,
+            journal: JournalOptions { first: 1, segment_bytes: SEGMENT_BYTES, salt },
+            observe: Some(Arc::new(move |entry| {
+                if witness.is_alive(node, life) {
+                    witness.inner().monitor.applied(node, entry);
+                }
+            })),
+            mutation: match self.plan.flaw {
+                Flaw::ForgetReplies => Mutation::ForgetReplies,
+                Flaw::BarrierWithoutQuorum => Mutation::BarrierWithoutQuorum,
+                Flaw::None | Flaw::LyingSync => Mutation::None,
+            },
+            ..Options::new(node, disk, port)
+        }
+    }
+
+    /// Cuts the node's power: what it had not synced is gone.
+    pub fn crash(self: &Arc<Self>, node: NodeId) {
+        let ghost = {
+            let inner = &mut *self.inner();
+            let Some(machine) = inner.machines.get_mut(&node) else { return };
+            machine.life += 1;
+            if let Err(error) = machine.disk.crash() {
+                inner.monitor.report(format!("the disk of {node} did not come back: {error}"));
+            }
+            machine.registry.take()
+        };
+        self.note(format!("{node} loses power"));
+        if let Some(ghost) = ghost {
+            // What is left of it can neither write nor send any more.
+            drop(SimRuntime::spawn(async move { ghost.shutdown().await }));
+        }
+    }
+
+    /// Raises the node's epoch, as its daemon does when it starts or was fenced.
+    pub fn come_up(self: &Arc<Self>, node: NodeId) {
+        let life = {
+            let mut inner = self.inner();
+            let Some(machine) = inner.machines.get_mut(&node) else { return };
+            if machine.coming_up || machine.registry.is_none() {
+                return;
+            }
+            machine.coming_up = true;
+            machine.life
+        };
+        let world = self.clone();
+        drop(SimRuntime::spawn(async move {
+            while world.is_alive(node, life) && !world.try_come_up(node, life).await {
+                SimRuntime::sleep(Duration::from_millis(100)).await;
+            }
+            if let Some(machine) = world.inner().machines.get_mut(&node)
+                && machine.life == life
+            {
+                machine.coming_up = false;
+            }
+        }));
+    }
+
+    async fn try_come_up(self: &Arc<Self>, node: NodeId, life: u64) -> bool {
+        let Some(registry) = self.registry(node) else { return false };
+        let within = Duration::from_secs(2);
+        if registry.barrier(within).await.is_err() {
+            return false;
+        }
+        let known = registry.read(|state| state.nodes().get(node).map(|known| known.epoch));
+        let Some(epoch) = known else { return false };
+        let boot = Bytes::copy_from_slice(&life.to_le_bytes());
+        let up = wire::NodeUp { node: node.0, epoch: epoch.0, description: None, boot };
+        let id = RequestId { lane: Lane(self.draw(|rng| rng.random())), seq: 1 };
+        match registry.propose_within(id, Kind::NodeUp(up), within).await {
+            Ok(reply::Kind::Node(up)) => {
+                registry.set_epoch(Epoch(up.epoch));
+                self.note(format!("{node} is up at {}", Epoch(up.epoch)));
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Lets go of everything, so that no registry keeps its world alive.
+    pub async fn end(self: &Arc<Self>) {
+        for node in self.nodes() {
+            let registry = {
+                let mut inner = self.inner();
+                inner.machines.get_mut(&node).and_then(|machine| {
+                    machine.life += 1;
+                    machine.registry.take()
+                })
+            };
+            if let Some(registry) = registry {
+                registry.shutdown().await;
+            }
+        }
+    }
+}
+
+impl Machine {
+    fn new(seed: u64) -> Self {
+        let disk = SimDisk::new(seed, DISK_BYTES).expect("a disk in memory opens");
+        Self { disk: Arc::new(disk), life: 0, registry: None, coming_up: false }
+    }
+}
+
+fn describe(call: &Call) -> String {
+    match call {
+        Call::Append(append) => {
+            let vote = append.vote.unwrap_or_default();
+            let after = append.previous.map_or(0, |id| id.index);
+            let (count, commit) = (append.entries.len(), append.leader_commit);
+            let commit = commit.map_or(0, |id| id.index);
+            format!("append {count} after {after}, committed {commit}, term {}", vote.term)
+        }
+        Call::Vote(request) => format!("vote? term {}", request.vote.unwrap_or_default().term),
+        Call::PreVote(request) => {
+            format!("pre-vote? term {}", request.vote.unwrap_or_default().term)
+        }
+        Call::Transfer(request) => format!("lead! node-{}", request.to),
+        Call::Snapshot(piece) => format!("snapshot from {} on", piece.offset),
+        Call::Propose(request) => format!("propose {}", request.proposals.len()),
+        Call::Barrier(_) => "barrier?".to_owned(),
+    }
+}
