@@ -84,6 +84,11 @@ impl Responder {
         Interrupts { in_flight: self.in_flight.clone(), raw_unique: self.raw_unique }
     }
 
+    /// [`Interrupts::on_interrupt`] for one who keeps the responder at hand.
+    pub fn on_interrupt(&self, callback: impl FnOnce() + Send + 'static) {
+        self.interrupts().on_interrupt(callback);
+    }
+
     pub fn error(self, errno: Errno) -> Delivery {
         self.send(errno.raw_os_error(), &[])
     }
