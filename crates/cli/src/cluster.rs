@@ -15,7 +15,7 @@ use unum_proto::admin::{
 
 use crate::args::{Role, TokenVerb};
 use crate::daemon::{
-    Daemon, Leave, Nodes, Remove, Status, TokenCreate, TokenList, TokenRevoke, block_on,
+    Daemon, Leave, ListNodes, Remove, ShowStatus, TokenCreate, TokenList, TokenRevoke, block_on,
 };
 use crate::failure::Result;
 use crate::output::{Output, Table, Tone};
@@ -76,7 +76,7 @@ fn timestamp(ms: u64) -> Option<String> {
 
 pub fn nodes(socket: &Path, out: &Output) -> Result<()> {
     let reply =
-        block_on(async { Daemon::connect(socket).await?.call::<Nodes>(NodesRequest {}).await })?;
+        block_on(async { Daemon::connect(socket).await?.call::<ListNodes>(NodesRequest {}).await })?;
     let rows: Vec<NodeRow> = reply.nodes.iter().map(NodeRow::from).collect();
     out.list(&rows, || nodes_table(&reply.nodes, &rows, out))
 }
@@ -174,7 +174,7 @@ impl From<&StatusReply> for StatusObject {
 
 pub fn status(socket: &Path, out: &Output) -> Result<()> {
     let reply =
-        block_on(async { Daemon::connect(socket).await?.call::<Status>(StatusRequest {}).await })?;
+        block_on(async { Daemon::connect(socket).await?.call::<ShowStatus>(StatusRequest {}).await })?;
     out.one(&StatusObject::from(&reply), || status_text(&reply, out))
 }
 

@@ -243,6 +243,11 @@ fn tear_down(locked: Locked) -> Result<()> {
     if let Some(switch) = state.switch {
         kill(switch)?;
     }
+    // Born, but not yet written down when their starter was killed: they end by themselves, and
+    // nothing may be left when we return.
+    for newborn in birth::unrecorded(&locked.place) {
+        kill(newborn)?;
+    }
     for group in state.machines.iter().filter_map(|machine| machine.group.as_ref()) {
         group.remove().explain(|| format!("cannot remove {}", group.path.display()))?;
     }

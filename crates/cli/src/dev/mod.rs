@@ -61,7 +61,8 @@ fn ask_pid1(place: &Place, machine: &str, word: &str) -> Result<()> {
 /// `unum dev-machine ...`: the long-lived and inner processes of a playground.
 pub fn run_machine(args: MachineArgs) -> Result<u8, Failure> {
     match args.verb {
-        MachineVerb::Switch => birth::run_switch().map(done),
+        // The directory only tells whose process it is.
+        MachineVerb::Switch { dir: _ } => birth::run_switch().map(done),
         MachineVerb::Boot { name, dir, group } => {
             birth::run_boot(&name, &dir, group.as_deref()).map(done)
         }
