@@ -28,6 +28,10 @@ impl Daemon {
         }
     }
 
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub async fn call<M: Method>(&self, request: M::Request) -> Result<M::Reply> {
         self.call_within::<M>(request, CALL_PATIENCE).await
     }
@@ -71,7 +75,7 @@ pub fn local() -> Name {
     Name::Service("admin".into())
 }
 
-fn unreachable(socket: &Path, error: std::io::Error) -> Failure {
+pub fn unreachable(socket: &Path, error: std::io::Error) -> Failure {
     let failure = Failure::new(format!("cannot reach unumd on {}: {error}", socket.display()));
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => failure.next(

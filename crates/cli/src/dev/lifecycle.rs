@@ -176,14 +176,8 @@ fn form_cluster(place: &Place, state: &State, out: &Output) -> Result<()> {
     unum_on(place, first, &["up"])?;
     let address = format!("{}:{PORT}", network::address(first.number));
     out.progress("joining the others");
-    std::thread::scope(|scope| {
-        let joining: Vec<_> = others
-            .iter()
-            .map(|machine| scope.spawn(|| join(place, first, machine, &address)))
-            .collect();
-        let broken = || Err(Failure::new("a thread failed"));
-        joining.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| broken()))
-    })
+    // One after the other, so that n2 is node 2.
+    others.iter().try_for_each(|machine| join(place, first, machine, &address))
 }
 
 fn join(place: &Place, first: &Machine, machine: &Machine, address: &str) -> Result<()> {

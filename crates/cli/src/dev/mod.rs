@@ -72,3 +72,8 @@ pub fn run_machine(args: MachineArgs) -> Result<u8, Failure> {
         }
     }
 }
+
+/// The name that this computer gives a user; the number where it has none.
+pub fn user_name(uid: u32) -> String {
+    users::find(&uid.to_string()).map_or_else(|_| uid.to_string(), |user| user.name)
+}
