@@ -71,7 +71,7 @@ fn programs_run_elsewhere_as_if_here() {
     assert_eq!(run(&["no-such-program"]).status.code(), Some(127));
 
     const SIZE: usize = 8 << 20;
-    let content: Vec<u8> = (0..SIZE).map(|i| (i * 31 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..SIZE).map(|i| ((i * 31) >> 3) as u8).collect();
     let mut child = playground
         .on("n1", &["unum", "run", "-n", "n2", "--", "cat"])
         .stdin(Stdio::piped())

@@ -87,7 +87,7 @@ fn plan(locked: &Locked, args: &UpArgs) -> Result<State> {
         switch: None,
         bare: args.bare,
         complete: false,
-        machines: (1..=count).map(|number| plan_machine(number)).collect(),
+        machines: (1..=count).map(plan_machine).collect(),
     };
     locked.save(&state)?;
     for machine in &mut state.machines {
