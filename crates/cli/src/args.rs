@@ -63,6 +63,36 @@ pub enum Verb {
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Run a program on another node as if it ran here
+    Run {
+        /// Where: a node's name or id (default: the least loaded node)
+        #[arg(long, short)]
+        node: Option<String>,
+        /// Print the process ID and return; see `unum logs` and `unum wait`
+        #[arg(long, short)]
+        detach: bool,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        #[arg(value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// List the processes of all nodes
+    Ps,
+    /// Send a signal to processes on any node: kill [-SIGNAL] PID...
+    Kill {
+        #[arg(required = true, allow_hyphen_values = true, value_name = "[-SIGNAL] PID")]
+        words: Vec<String>,
+    },
+    /// Wait until a program has ended; the exit status is the program's
+    Wait { pid: u32 },
+    /// Print what a detached program wrote
+    Logs {
+        pid: u32,
+        /// Go on until the program has ended
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Print the node that a process runs on (default: this one)
+    Where { pid: Option<u32> },
     /// Read and write named values of the registry
     #[command(subcommand)]
     Registry(ValueVerb),

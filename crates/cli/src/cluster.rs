@@ -15,7 +15,7 @@ use unum_proto::admin::{
 
 use crate::args::{Role, TokenVerb};
 use crate::daemon::{
-    Daemon, Leave, Nodes, Remove, Status, TokenCreate, TokenList, TokenRevoke, block_on,
+    Daemon, Leave, ListNodes, Remove, ShowStatus, TokenCreate, TokenList, TokenRevoke, block_on,
 };
 use crate::failure::Result;
 use crate::output::{Output, Table, Tone};
@@ -68,15 +68,16 @@ impl From<&Node> for NodeRow {
 }
 
 /// RFC 3339 in UTC; nothing for 0.
-fn timestamp(ms: u64) -> Option<String> {
+pub fn timestamp(ms: u64) -> Option<String> {
     let nanoseconds = i128::from(ms) * 1_000_000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?;
     (ms != 0).then(|| time.format(&Rfc3339).ok()).flatten()
 }
 
 pub fn nodes(socket: &Path, out: &Output) -> Result<()> {
-    let reply =
-        block_on(async { Daemon::connect(socket).await?.call::<Nodes>(NodesRequest {}).await })?;
+    let reply = block_on(async {
+        Daemon::connect(socket).await?.call::<ListNodes>(NodesRequest {}).await
+    })?;
     let rows: Vec<NodeRow> = reply.nodes.iter().map(NodeRow::from).collect();
     out.list(&rows, || nodes_table(&reply.nodes, &rows, out))
 }
@@ -173,8 +174,9 @@ impl From<&StatusReply> for StatusObject {
 }
 
 pub fn status(socket: &Path, out: &Output) -> Result<()> {
-    let reply =
-        block_on(async { Daemon::connect(socket).await?.call::<Status>(StatusRequest {}).await })?;
+    let reply = block_on(async {
+        Daemon::connect(socket).await?.call::<ShowStatus>(StatusRequest {}).await
+    })?;
     out.one(&StatusObject::from(&reply), || status_text(&reply, out))
 }
 
@@ -207,11 +209,8 @@ fn member_lines(status: &StatusReply) -> Vec<String> {
         format!("cluster   {}", status.cluster),
         format!("nodes     {} of {} alive", status.nodes_alive, status.nodes),
         format!("voters    {} of {} alive, leader: {leader}", status.voters_alive, status.voters),
-        format!("survives  the loss of {}", count_of(status.losses_survivable, "more node")),
     ];
-    if !status.losses_reason.is_empty() {
-        lines.push(format!("          {}", status.losses_reason));
-    }
+    lines.extend(survival_lines(status));
     if status.chunks_degraded > 0 {
         lines.push(format!("files     {} chunks lack replicas", status.chunks_degraded));
     }
@@ -220,6 +219,27 @@ fn member_lines(status: &StatusReply) -> Vec<String> {
     }
     if let Some(expires) = timestamp(status.certificate_expires_ms) {
         lines.push(format!("identity  valid until {expires}"));
+    }
+    lines
+}
+
+/// What the daemon says of it, as a sentence, wrapped; else the bare number.
+fn survival_lines(status: &StatusReply) -> Vec<String> {
+    let told = status.losses_reason.strip_prefix("survives ").unwrap_or(&status.losses_reason);
+    let text = match told.is_empty() {
+        true => format!("the loss of {}", count_of(status.losses_survivable, "more node")),
+        false => told.to_string(),
+    };
+    let mut lines = vec![String::from("survives ")];
+    for word in text.split_whitespace() {
+        let length = lines.last().map_or(0, |line| line.chars().count());
+        if length + 1 + word.chars().count() > crate::output::TABLE_WIDTH_MAX {
+            lines.push(String::from("         "));
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push(' ');
+            line.push_str(word);
+        }
     }
     lines
 }

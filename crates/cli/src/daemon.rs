@@ -5,30 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use unum_net::{CallOptions, Client, Method, Name, RpcError};
-use unum_proto::admin::*;
+pub use unum_node::api::methods::*;
+pub use unum_node::processes as process;
 
 use crate::failure::{Explain, Failure, Result};
 
 pub const SOCKET: &str = "/run/unum/unumd.sock";
 /// An administrative call that takes longer has lost its daemon or its majority.
 pub const CALL_PATIENCE: Duration = Duration::from_secs(20);
-
-unum_net::methods! {
-    pub Create = "admin.create", Control, CreateRequest => CreateReply;
-    pub Join = "admin.join", Control, JoinRequest => JoinReply;
-    pub Leave = "admin.leave", Control, LeaveRequest => LeaveReply;
-    pub Remove = "admin.remove", Control, RemoveRequest => RemoveReply;
-    pub Down = "admin.down", Control, DownRequest => DownReply;
-    pub Nodes = "admin.nodes", Control, idempotent, NodesRequest => NodesReply;
-    pub Status = "admin.status", Control, idempotent, StatusRequest => StatusReply;
-    pub TokenCreate = "admin.token-create", Control, TokenCreateRequest => TokenCreateReply;
-    pub TokenList = "admin.token-list", Control, idempotent, TokenListRequest => TokenListReply;
-    pub TokenRevoke = "admin.token-revoke", Control, TokenRevokeRequest => TokenRevokeReply;
-    pub ValueGet = "admin.value-get", Control, idempotent, ValueGetRequest => ValueGetReply;
-    pub ValuePut = "admin.value-put", Control, ValuePutRequest => ValuePutReply;
-    pub ValueList = "admin.value-list", Control, idempotent, ValueListRequest => ValueListReply;
-    pub ValueDelete = "admin.value-delete", Control, ValueDeleteRequest => ValueDeleteReply;
-}
 
 /// The daemon behind one socket.
 pub struct Daemon {
@@ -42,6 +26,10 @@ impl Daemon {
             Ok(client) => Ok(Self { client, socket: socket.into() }),
             Err(error) => Err(unreachable(socket, error)),
         }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     pub async fn call<M: Method>(&self, request: M::Request) -> Result<M::Reply> {
@@ -87,7 +75,7 @@ pub fn local() -> Name {
     Name::Service("admin".into())
 }
 
-fn unreachable(socket: &Path, error: std::io::Error) -> Failure {
+pub fn unreachable(socket: &Path, error: std::io::Error) -> Failure {
     let failure = Failure::new(format!("cannot reach unumd on {}: {error}", socket.display()));
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => failure.next(

@@ -11,6 +11,8 @@ mod failure;
 mod lifecycle;
 mod manual;
 mod output;
+mod processes;
+mod run;
 mod service;
 mod values;
 
@@ -56,6 +58,14 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Nodes => cluster::nodes(&socket, &out).map(done),
         Verb::Status => cluster::status(&socket, &out).map(done),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
+        Verb::Run { node, detach, command } => {
+            run::run(&socket, &run::RunOrder { node, detach, command }, &out)
+        }
+        Verb::Ps => processes::list(&socket, &out).map(done),
+        Verb::Kill { words } => processes::kill(&socket, &words).map(done),
+        Verb::Wait { pid } => processes::wait(&socket, pid),
+        Verb::Logs { pid, follow } => processes::logs(&socket, pid, follow).map(done),
+        Verb::Where { pid } => processes::whereabouts(&socket, pid, &out).map(done),
         Verb::Registry(verb) => values::run(&socket, verb, &out).map(done),
         Verb::Dev(args) => dev::run(args, &out),
         Verb::DevMachine(args) => dev::run_machine(args),

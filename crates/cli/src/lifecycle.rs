@@ -10,7 +10,7 @@ use unum_proto::admin::{
 };
 
 use crate::args::StartArgs;
-use crate::daemon::{Create, Daemon, Down, Join, Status, block_on};
+use crate::daemon::{Create, Daemon, Down, Join, ShowStatus, block_on};
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::service::{self, Service};
@@ -138,7 +138,7 @@ async fn running_daemon(service: &Service, out: &Output) -> Result<(Daemon, Stat
     let mut wait = Wait::new(START_PATIENCE, "waiting for unumd to start");
     loop {
         let failure = match Daemon::connect(&socket).await {
-            Ok(daemon) => match daemon.call::<Status>(StatusRequest {}).await {
+            Ok(daemon) => match daemon.call::<ShowStatus>(StatusRequest {}).await {
                 Ok(status) => return Ok((daemon, status)),
                 Err(failure) => failure,
             },
@@ -154,7 +154,7 @@ async fn running_daemon(service: &Service, out: &Output) -> Result<(Daemon, Stat
 async fn wait_until_ready(service: &Service, daemon: &Daemon, out: &Output) -> Result<StatusReply> {
     let mut wait = Wait::new(READY_PATIENCE, "waiting for the cluster");
     loop {
-        let status = daemon.call::<Status>(StatusRequest {}).await?;
+        let status = daemon.call::<ShowStatus>(StatusRequest {}).await?;
         if status.state() == DaemonState::Ready {
             return Ok(status);
         }

@@ -97,7 +97,10 @@ pub struct MachineArgs {
 /// What a playground's own processes are started with; not for people.
 #[derive(Debug, Subcommand)]
 pub enum MachineVerb {
-    Switch,
+    Switch {
+        #[arg(long)]
+        dir: PathBuf,
+    },
     Boot {
         #[arg(long)]
         name: String,

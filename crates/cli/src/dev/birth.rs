@@ -4,8 +4,10 @@
 //! PID down and only then says go. If the starter dies in between, the process reads the end of its
 //! input and goes away: nothing ever runs that the bookkeeping does not know.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -28,7 +30,30 @@ pub struct Newborn {
 
 /// Starts the keeper of the playground's network.
 pub fn start_switch(place: &Place) -> Result<Newborn> {
-    start(Command::new(own_program()?).args(["dev-machine", "switch"]), &place.dir)
+    let mut command = Command::new(own_program()?);
+    command.args(["dev-machine", "switch", "--dir"]).arg(&place.dir);
+    start(&mut command, &place.dir)
+}
+
+/// Processes of a playground found by their command line rather than in its state.
+pub fn unrecorded(place: &Place) -> Vec<Identity> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| is_part_of(*pid, place)).filter_map(Identity::of).collect()
+}
+
+fn is_part_of(pid: i32, place: &Place) -> bool {
+    // The command line of a process that is stuck in the kernel may not be readable; the name is.
+    let own_name = |path: String| std::fs::read_to_string(path).is_ok_and(|name| name == "unum\n");
+    if !own_name(format!("/proc/{pid}/comm")) {
+        return false;
+    }
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    words.get(1) == Some(&b"dev-machine".as_slice())
+        && words.windows(2).any(|pair| {
+            pair[0] == b"--dir" && Path::new(OsStr::from_bytes(pair[1])).starts_with(&place.dir)
+        })
 }
 
 /// Starts a machine as far as its namespaces. `Newborn::go` brings it up.

@@ -176,14 +176,8 @@ fn form_cluster(place: &Place, state: &State, out: &Output) -> Result<()> {
     unum_on(place, first, &["up"])?;
     let address = format!("{}:{PORT}", network::address(first.number));
     out.progress("joining the others");
-    std::thread::scope(|scope| {
-        let joining: Vec<_> = others
-            .iter()
-            .map(|machine| scope.spawn(|| join(place, first, machine, &address)))
-            .collect();
-        let broken = || Err(Failure::new("a thread failed"));
-        joining.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| broken()))
-    })
+    // One after the other, so that n2 is node 2.
+    others.iter().try_for_each(|machine| join(place, first, machine, &address))
 }
 
 fn join(place: &Place, first: &Machine, machine: &Machine, address: &str) -> Result<()> {
@@ -242,6 +236,11 @@ fn tear_down(locked: Locked) -> Result<()> {
     }
     if let Some(switch) = state.switch {
         kill(switch)?;
+    }
+    // Born, but not yet written down when their starter was killed: they end by themselves, and
+    // nothing may be left when we return.
+    for newborn in birth::unrecorded(&locked.place) {
+        kill(newborn)?;
     }
     for group in state.machines.iter().filter_map(|machine| machine.group.as_ref()) {
         group.remove().explain(|| format!("cannot remove {}", group.path.display()))?;

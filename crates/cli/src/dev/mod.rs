@@ -61,7 +61,8 @@ fn ask_pid1(place: &Place, machine: &str, word: &str) -> Result<()> {
 /// `unum dev-machine ...`: the long-lived and inner processes of a playground.
 pub fn run_machine(args: MachineArgs) -> Result<u8, Failure> {
     match args.verb {
-        MachineVerb::Switch => birth::run_switch().map(done),
+        // The directory only tells whose process it is.
+        MachineVerb::Switch { dir: _ } => birth::run_switch().map(done),
         MachineVerb::Boot { name, dir, group } => {
             birth::run_boot(&name, &dir, group.as_deref()).map(done)
         }
@@ -70,4 +71,9 @@ pub fn run_machine(args: MachineArgs) -> Result<u8, Failure> {
             Err(enter::run_inside(user.as_deref(), group.as_deref(), cwd.as_deref(), &command))
         }
     }
+}
+
+/// The name that this computer gives a user; the number where it has none.
+pub fn user_name(uid: u32) -> String {
+    users::find(&uid.to_string()).map_or_else(|_| uid.to_string(), |user| user.name)
 }
