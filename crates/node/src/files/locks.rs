@@ -1,6 +1,6 @@
 //! fcntl and flock locks, asked of the registry so that they hold on all nodes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use rustix::io::Errno;
@@ -11,14 +11,15 @@ use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
     CancelWait, Lock, LockRange as ProtoRange, LockState, LockTable, ReleaseOwner, Unlock,
 };
-use unum_sys::fuse::{LockFamily, LockKind, LockOwner, LockRange, LockRequest};
+use unum_sys::fuse::{Fh, LockFamily, LockKind, LockOwner, LockRange, LockRequest};
 
 use super::errno::FileError;
 use super::operations::Signal;
 use super::{Call, Files};
 
-/// Who of this node may hold locks on what: most closes have none to release, and need no command.
-pub(super) type LockOwners = HashSet<(Ino, LockFamily, u64)>;
+/// Who of this node may hold locks on what, and through which open file it last asked: most closes
+/// have none to release, and need no command. The file is not known after a takeover.
+pub(super) type LockOwners = HashMap<(Ino, LockFamily, u64), Option<Fh>>;
 
 impl Call<'_> {
     pub(super) async fn getlk(&self, request: LockRequest) -> Result<LockRange, FileError> {
@@ -60,7 +61,8 @@ impl Call<'_> {
             LockKind::Write => true,
             LockKind::Read => false,
         };
-        self.files.lock_owners().insert((self.ino, request.family, request.owner.0));
+        let key = (self.ino, request.family, request.owner.0);
+        self.files.lock_owners().insert(key, Some(request.fh));
         let lock = Lock {
             ino: self.ino.0,
             range: Some(range(&request)),
@@ -129,12 +131,30 @@ impl Call<'_> {
 
     async fn release_locks(&self, family: LockFamily, owner: LockOwner) -> Result<(), FileError> {
         let key = (self.ino, family, owner.0);
-        if !self.files.lock_owners().contains(&key) {
+        if !self.files.lock_owners().contains_key(&key) {
             return Ok(());
         }
         let release = ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
         self.change(Command::ReleaseOwner(release)).await?;
         self.files.lock_owners().remove(&key);
+        Ok(())
+    }
+}
+
+impl Call<'_> {
+    /// The kernel does not say at a close that the locks of an open file description end with it.
+    /// They are those that were asked for through it; and with the last open file of the inode, all.
+    pub(super) async fn release_left(&self, fh: Fh, last: bool) -> Result<(), FileError> {
+        let left: Vec<(LockFamily, u64)> = self
+            .files
+            .lock_owners()
+            .iter()
+            .filter(|((ino, ..), through)| *ino == self.ino && (last || **through == Some(fh)))
+            .map(|((_, family, owner), _)| (*family, *owner))
+            .collect();
+        for (family, owner) in left {
+            self.release_locks(family, LockOwner(owner)).await?;
+        }
         Ok(())
     }
 }
@@ -153,7 +173,7 @@ impl Files {
         self.look(|tree| {
             for ino in inodes {
                 let held = tree.locks().held(ino).iter().filter(|lock| lock.owner.node == node);
-                owners.extend(held.map(|lock| (ino, family(lock.table), lock.owner.id)));
+                owners.extend(held.map(|lock| ((ino, family(lock.table), lock.owner.id), None)));
             }
         });
         self.lock_owners().extend(owners);

@@ -171,19 +171,21 @@ impl Call<'_> {
         if release.flock_unlock {
             self.release_flock(release.lock_owner).await?;
         }
-        self.close(release.fh).await
+        let last = self.close(release.fh).await?;
+        self.release_left(release.fh, last).await
     }
 
-    pub(super) async fn close(&self, fh: Fh) -> Result<(), FileError> {
+    /// Tells whether it was the inode's last open file here.
+    pub(super) async fn close(&self, fh: Fh) -> Result<bool, FileError> {
         let closed = self.files.handles().close(HandleId(fh.0)).map_err(io_errno)?;
-        let Some((handle, true)) = closed else { return Ok(()) };
+        let Some((handle, true)) = closed else { return Ok(false) };
         let node = self.files.parts.node;
         let holds = |nodes: &[NodeId]| nodes.contains(&node);
         if self.look(|tree| holds(tree.holders(handle.ino))) {
             let release = ReleaseInodes { inos: vec![handle.ino.0] };
             self.files.change(Command::Release(release), self.deadline).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn opened(&self, ino: Ino, flags: u32) -> Result<Opened, FileError> {
