@@ -83,8 +83,7 @@ impl Client {
         let expected =
             registry.read(|state| state.values().get(&name(key)).map_or(0, |value| value.version));
         let value = self.fresh_value();
-        let command =
-            wire::CompareAndSet { key: name(key), expected, value: Some(encode(value)) };
+        let command = wire::CompareAndSet { key: name(key), expected, value: Some(encode(value)) };
         self.change(key, Op::CompareAndSet { expected, value }, Kind::CompareAndSet(command)).await;
     }
 

@@ -131,9 +131,8 @@ fn leader(world: &World) -> Option<NodeId> {
 
 fn partition(world: &World) {
     let nodes = world.nodes();
-    let groups = world.draw(|rng| {
-        nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect()
-    });
+    let groups = world
+        .draw(|rng| nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect());
     world.note(format!("partition: {groups:?}"));
     world.set_groups(Groups(groups));
 }

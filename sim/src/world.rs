@@ -62,9 +62,8 @@ struct Machine {
 impl World {
     pub fn new(plan: Plan) -> Arc<Self> {
         let mut rng = StdRng::seed_from_u64(plan.seed);
-        let machines = (1..=plan.nodes)
-            .map(|id| (NodeId(id), Machine::new(rng.random())))
-            .collect();
+        let machines =
+            (1..=plan.nodes).map(|id| (NodeId(id), Machine::new(rng.random()))).collect();
         let inner = Inner {
             rng,
             weather: Weather::CALM,

@@ -169,7 +169,10 @@ fn files_keep_what_posix_promises_across_machines() {
     a.run(&["f = os.open('/unum', os.O_TMPFILE | os.O_RDWR, 0o640)"]);
     a.expect("os.write(f, b'unnamed')", "7");
     a.expect("call('linkat', -100, b'/proc/self/fd/%d' % f, -100, b'/unum/named', 0x400)", "0");
-    b.expect("read('/unum/named'), oct(os.stat('/unum/named').st_mode)", "(b'unnamed', '0o100640')");
+    b.expect(
+        "read('/unum/named'), oct(os.stat('/unum/named').st_mode)",
+        "(b'unnamed', '0o100640')",
+    );
     a.run(&["f = os.open('/unum', os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o640)"]);
     a.expect(
         "call('linkat', -100, b'/proc/self/fd/%d' % f, -100, b'/unum/never', 0x400)",
@@ -226,7 +229,10 @@ fn files_keep_what_posix_promises_across_machines() {
     a.run(&["os.chmod('/unum/team', 0o2775)", "os.mkdir('/unum/team/sub')"]);
     a.run(&["write('/unum/team/file', b'')"]);
     b.expect("os.stat('/unum/team/file').st_gid", "4242");
-    b.expect("oct(os.stat('/unum/team/sub').st_mode), os.stat('/unum/team/sub').st_gid", "('0o42755', 4242)");
+    b.expect(
+        "oct(os.stat('/unum/team/sub').st_mode), os.stat('/unum/team/sub').st_gid",
+        "('0o42755', 4242)",
+    );
 
     // Truncation is seen at once, also by who has the file open and read.
     a.run(&["write('/unum/cut', b'0123456789' * 1000)"]);
@@ -248,7 +254,9 @@ fn a_large_directory_is_listed_while_it_changes() {
     let [mut a, mut b] = actors(&playground, ["n1", "n2"]);
     a.run(&["os.mkdir('/unum/many')"]);
     let half = |from: u32| {
-        format!("[os.close(os.open('/unum/many/%05d' % n, os.O_CREAT)) for n in range({from}, {from} + 5000)] and None")
+        format!(
+            "[os.close(os.open('/unum/many/%05d' % n, os.O_CREAT)) for n in range({from}, {from} + 5000)] and None"
+        )
     };
     a.tell(&half(0));
     b.tell(&half(5000));
@@ -262,7 +270,9 @@ fn a_large_directory_is_listed_while_it_changes() {
         "listing = os.scandir('/unum/many')",
         "[names.append(next(listing).name) for _ in range(50)] and None",
     ]);
-    b.run(&["[os.unlink('/unum/many/' + n) for n in os.listdir('/unum/many') if n[-1] == '7'] and None"]);
+    b.run(&[
+        "[os.unlink('/unum/many/' + n) for n in os.listdir('/unum/many') if n[-1] == '7'] and None",
+    ]);
     a.run(&["names += [e.name for e in listing]"]);
     a.expect("len(names) == len(set(names))", "True");
     a.expect("{'%05d' % n for n in range(10000) if n % 10 != 7} <= set(names)", "True");
@@ -289,7 +299,10 @@ fn programs_and_tools_work_in_the_tree() {
          make -s && touch -d '1 minute ago' main.c && make -q",
     );
     let run = playground.sh("n2", "/unum/src/prog");
-    assert_eq!((run.status.code(), unum_tests::text(&run.stdout)), (Some(7), "built here\n".into()));
+    assert_eq!(
+        (run.status.code(), unum_tests::text(&run.stdout)),
+        (Some(7), "built here\n".into())
+    );
     must("n2", "cp /unum/src/prog /unum/src/again; chmod 700 /unum/src/again");
     assert_eq!(playground.sh("n3", "/unum/src/again").status.code(), Some(7));
 
@@ -305,11 +318,15 @@ fn programs_and_tools_work_in_the_tree() {
         let git = "export HOME=/unum GIT_CONFIG_NOSYSTEM=1; g() { git -c user.name=a -c user.email=a@b \"$@\"; }; ";
         must(
             "n1",
-            &format!("{git} mkdir /unum/repo && cd /unum/repo && g init -q . && cp -r ../tree . && g add . && g commit -qm one"),
+            &format!(
+                "{git} mkdir /unum/repo && cd /unum/repo && g init -q . && cp -r ../tree . && g add . && g commit -qm one"
+            ),
         );
         must(
             "n2",
-            &format!("{git} cd /unum && g clone -q repo clone && cd clone && diff -r tree ../tree && echo x > y && g add y && g commit -qm two && g push -q origin HEAD:next && g fsck --strict"),
+            &format!(
+                "{git} cd /unum && g clone -q repo clone && cd clone && diff -r tree ../tree && echo x > y && g add y && g commit -qm two && g push -q origin HEAD:next && g fsck --strict"
+            ),
         );
         let log = must("n3", &format!("{git} cd /unum/repo && g log --format=%s next"));
         assert_eq!(log, "two\none\n");
