@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use prost::Message;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use unum_core::registry::Refused;
@@ -17,6 +18,7 @@ use unum_proto::registry::{self as wire, reply};
 use unum_proto::tree::{Create, FileKind, Rename, Rmdir, Unlink, tree_command};
 
 use crate::linear::Event;
+use crate::monitor::Monitor;
 use crate::values::{Op, Ret};
 use crate::world::{Registry, World};
 
@@ -29,16 +31,42 @@ pub type History = Vec<Event<Op, Ret>>;
 
 /// What all clients saw, by key.
 #[derive(Default)]
-pub struct Histories(Mutex<BTreeMap<u64, History>>);
+pub struct Histories(Mutex<BTreeMap<u64, Vec<Seen>>>);
+
+struct Seen {
+    /// Of a change.
+    id: Option<RequestId>,
+    event: Event<Op, Ret>,
+}
 
 impl Histories {
-    fn add(&self, key: u64, event: Event<Op, Ret>) {
+    fn add(&self, key: u64, id: Option<RequestId>, event: Event<Op, Ret>) {
         let mut histories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        histories.entry(key).or_default().push(event);
+        histories.entry(key).or_default().push(Seen { id, event });
     }
 
-    pub fn take(&self) -> BTreeMap<u64, History> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The histories, once the run is over. A change whose client never learned the outcome gets
+    /// it from the log (with an open end in time), or is left out if no node ever applied it: it
+    /// would only make the search longer.
+    pub fn settle(&self, monitor: &Monitor) -> BTreeMap<u64, History> {
+        let all = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let settle = |seen: Vec<Seen>| seen.into_iter().filter_map(|seen| seen.settle(monitor));
+        all.into_iter().map(|(key, seen)| (key, settle(seen).collect())).collect()
+    }
+}
+
+impl Seen {
+    fn settle(self, monitor: &Monitor) -> Option<Event<Op, Ret>> {
+        if self.event.returned.is_some() {
+            return Some(self.event);
+        }
+        let reply = wire::Reply::decode(monitor.reply(self.id?)?).ok()?.kind?;
+        let outcome = match reply {
+            reply::Kind::Refused(refusal) => Err(Refused::from(&refusal).into()),
+            kind => Ok(kind),
+        };
+        let ret = ret(&self.event.op, &outcome)?;
+        Some(Event { returned: Some((u64::MAX, ret)), ..self.event })
     }
 }
 
@@ -83,8 +111,7 @@ impl Client {
         let expected =
             registry.read(|state| state.values().get(&name(key)).map_or(0, |value| value.version));
         let value = self.fresh_value();
-        let command =
-            wire::CompareAndSet { key: name(key), expected, value: Some(encode(value)) };
+        let command = wire::CompareAndSet { key: name(key), expected, value: Some(encode(value)) };
         self.change(key, Op::CompareAndSet { expected, value }, Kind::CompareAndSet(command)).await;
     }
 
@@ -104,7 +131,7 @@ impl Client {
         self.world.note(format!("c{} reads k{key} on {node}: {ret:?}", self.number));
         self.world.monitor(|monitor| monitor.passed_barrier(node, before, applied));
         let returned = Some((self.world.nanos(), ret));
-        self.histories.add(key, Event { op: Op::Get, invoked, returned });
+        self.histories.add(key, None, Event { op: Op::Get, invoked, returned });
     }
 
     async fn change(&mut self, key: u64, op: Op, command: Kind) {
@@ -115,7 +142,8 @@ impl Client {
             None => None,
         };
         self.world.note(format!("c{} {op:?} k{key}: {returned:?}", self.number));
-        self.histories.add(key, Event { op, invoked, returned });
+        let id = RequestId { lane: Lane(self.number), seq: self.seq };
+        self.histories.add(key, Some(id), Event { op, invoked, returned });
     }
 
     /// Random names in one directory: what happens to them only has to be the same everywhere.

@@ -86,6 +86,8 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         }
         Trouble::Crash => crash_and_boot(world, node),
         Trouble::CrashLeader => crash_and_boot(world, leader(world).unwrap_or(node)),
+        // A fault ordered for a dead machine would strike its next boot instead.
+        Trouble::CrashInSync if world.registry(node).is_none() => {}
         Trouble::CrashInSync => {
             let after = world.draw(|rng| rng.random_range(0..4));
             let path_contains = String::new();
@@ -131,9 +133,8 @@ fn leader(world: &World) -> Option<NodeId> {
 
 fn partition(world: &World) {
     let nodes = world.nodes();
-    let groups = world.draw(|rng| {
-        nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect()
-    });
+    let groups = world
+        .draw(|rng| nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect());
     world.note(format!("partition: {groups:?}"));
     world.set_groups(Groups(groups));
 }

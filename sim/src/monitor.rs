@@ -99,6 +99,11 @@ impl Monitor {
         }
     }
 
+    /// What a request came to, if it was ever applied.
+    pub fn reply(&self, id: RequestId) -> Option<bytes::Bytes> {
+        self.replies.get(&id).map(|(_, reply)| reply.clone())
+    }
+
     pub fn acknowledged_index(&self) -> u64 {
         self.acknowledged
     }

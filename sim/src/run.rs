@@ -265,7 +265,7 @@ async fn last_reads(world: &Arc<World>, histories: &Arc<Histories>) {
 
 fn judge(world: &Arc<World>, histories: &Histories) -> Result<usize, String> {
     let mut operations = 0;
-    for (key, history) in histories.take() {
+    for (key, history) in world.monitor(|monitor| histories.settle(monitor)) {
         operations += history.len();
         if !is_linearizable(&Key, &history) {
             for event in &history {

@@ -19,7 +19,10 @@ pub enum Ret {
     Missing,
     /// The value had this version (0: there was none).
     Conflict(u64),
-    Found { value: u64, version: u64 },
+    Found {
+        value: u64,
+        version: u64,
+    },
     Nothing,
     /// Refused before it could take effect.
     NoEffect,
@@ -48,12 +51,7 @@ impl Model for Key {
         None
     }
 
-    fn step(
-        &self,
-        state: &Option<Stored>,
-        op: &Op,
-        ret: Option<&Ret>,
-    ) -> Option<Option<Stored>> {
+    fn step(&self, state: &Option<Stored>, op: &Op, ret: Option<&Ret>) -> Option<Option<Stored>> {
         match (op, ret) {
             (_, Some(Ret::NoEffect)) => Some(state.clone()),
             (Op::Put(value), None) => Some(Some(Stored { value: *value, version: 0 })),
@@ -90,9 +88,7 @@ fn compare_and_set(
         Some(stored) => expected != 0 && same(stored.version, expected),
     };
     match ret {
-        Some(Ret::Version(version)) => {
-            matches.then_some(Some(Stored { value, version: *version }))
-        }
+        Some(Ret::Version(version)) => matches.then_some(Some(Stored { value, version: *version })),
         Some(Ret::Conflict(found)) => {
             let fits = match state {
                 None => *found == 0,
@@ -143,6 +139,9 @@ mod tests {
         let found = done(Op::Get, 7, 8, Ret::Found { value: 9, version: 4 });
         let other = done(Op::Get, 9, 10, Ret::Found { value: 9, version: 5 });
         assert!(is_linearizable(&Key, &[lost.clone(), nothing, found.clone()]));
-        assert!(!is_linearizable(&Key, &[lost, found, other]), "versions do not change by themselves");
+        assert!(
+            !is_linearizable(&Key, &[lost, found, other]),
+            "versions do not change by themselves"
+        );
     }
 }

@@ -62,9 +62,8 @@ struct Machine {
 impl World {
     pub fn new(plan: Plan) -> Arc<Self> {
         let mut rng = StdRng::seed_from_u64(plan.seed);
-        let machines = (1..=plan.nodes)
-            .map(|id| (NodeId(id), Machine::new(rng.random())))
-            .collect();
+        let machines =
+            (1..=plan.nodes).map(|id| (NodeId(id), Machine::new(rng.random()))).collect();
         let inner = Inner {
             rng,
             weather: Weather::CALM,
@@ -185,6 +184,8 @@ impl World {
                     ghost.shutdown().await;
                 }
             }
+            // It stays down until somebody starts it again, as a daemon on a full disk would.
+            Err(error) if error.is_full() => self.note(format!("{node} cannot start: {error}")),
             Err(error) if self.is_alive(node, life) => {
                 self.violated(format!("{node} cannot start: {error}"));
             }

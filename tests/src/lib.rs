@@ -3,6 +3,7 @@
 //! A test takes a [`Playground`], which is taken down when the test ends, however it ends. The
 //! programs under test are those beside the test programs in the target directory.
 
+pub mod actor;
 mod census;
 
 pub use census::Census;

@@ -28,7 +28,7 @@ use crate::kept::Keepsakes;
 use crate::logfile;
 use crate::poll::{EventFlags, Poll, Watched};
 use crate::program::{self, Leader, Program, ReplyTo, Starting, now_ms, shown};
-use crate::signals::{self, SIGCONT, SIGKILL, SIGTERM};
+use crate::signals::{self, SIGCONT, SIGKILL, SIGTERM, Whom};
 
 /// Programs that have not exited.
 const RUNNING_MAX: usize = 8192;
@@ -55,6 +55,12 @@ enum Role {
     Program(Key),
     Leader(Key),
     Graft(ReplyTo),
+    /// Sends a signal on a user's behalf.
+    Errand {
+        to: ReplyTo,
+        number: u32,
+        uid: u32,
+    },
 }
 
 pub struct Setup {
@@ -285,7 +291,7 @@ impl World {
             Ask::Detach(detach) => self.detach(detach.pid).and(done),
             Ask::Input(input) => self.input(input).and(done),
             Ask::Ack(ack) => self.ack(ack.pid, ack.stream(), ack.offset).and(done),
-            Ask::Signal(signal) => self.signal(signal).and(done),
+            Ask::Signal(signal) => self.signal(signal, to),
             Ask::Resize(resize) => self.resize(resize).and(done),
             Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid).and(done),
             Ask::Wait(wait) => self.wait(wait.pid, wait.forget, request.id),
@@ -680,13 +686,20 @@ impl World {
                 self.touched.insert(key);
             }
             Role::Graft(to) => {
-                let answer = match i32::try_from(exit.code).unwrap_or(0) {
-                    0 if exit.signal == 0 => Answer::Done(Done {}),
+                let answer = match errno_of(&exit) {
+                    0 => Answer::Done(Done {}),
                     errno => {
                         let error = io::Error::from_raw_os_error(errno);
                         let why = format!("cannot attach the mount in the world: {error}");
                         Answer::Failed(failed(Fault::System, errno, why))
                     }
+                };
+                self.reply_to(to, answer);
+            }
+            Role::Errand { to, number, uid } => {
+                let answer = match errno_of(&exit) {
+                    0 => Answer::Done(Done {}),
+                    errno => Answer::Failed(signals::refusal(errno, number, uid)),
                 };
                 self.reply_to(to, answer);
             }
@@ -847,21 +860,40 @@ impl World {
         Ok(())
     }
 
-    fn signal(&mut self, signal: Signal) -> Result<(), Failed> {
-        signals::check_number(signal.signal)?;
-        let (pid, number, uid) = (signal.pid, signal.signal, signal.uid);
-        match signal.target() {
-            Target::Process => signals::to_process(pid, number, uid),
-            Target::Group => signals::to_group(pid, number, uid),
+    fn signal(&mut self, signal: Signal, to: ReplyTo) -> Result<Option<Answer>, Failed> {
+        let Signal { pid, signal: number, uid, .. } = signal;
+        let whom = self.whom(pid, signal.target())?;
+        signals::check(whom, number)?;
+        if whom.is_direct(uid) {
+            let refuse =
+                |e: io::Error| signals::refusal(e.raw_os_error().unwrap_or(0), whom.number(), uid);
+            signals::send(whom, number).map_err(refuse)?;
+            return Ok(Some(Answer::Done(Done {})));
+        }
+        match process::fork().map_err(|e| fork_failed(&e))? {
+            process::Fork::Parent(child) => {
+                let errand = Role::Errand { to, number: whom.number(), uid };
+                self.children.insert(child, errand);
+                Ok(None)
+            }
+            process::Fork::Child(child) => {
+                child.run_as(|child| signals::run_errand(child, whom, number, uid))
+            }
+        }
+    }
+
+    fn whom(&mut self, pid: u32, target: Target) -> Result<Whom, Failed> {
+        match target {
+            Target::Process => Ok(Whom::Process(pid)),
+            Target::Group => Ok(Whom::Group(pid)),
             Target::Session => {
                 let program = self.program_of(pid)?;
                 let leader = program.leader.as_ref().map(|l| l.pid);
-                signals::to_session(program.session, leader, number, uid)
+                Ok(Whom::Session { session: program.session, leader })
             }
             Target::Foreground => {
                 let terminal = self.program_of(pid)?.streams.terminal();
-                let group = terminal.and_then(|t| pty::foreground(t).ok()).unwrap_or(pid);
-                signals::to_group(group, number, uid)
+                Ok(Whom::Group(terminal.and_then(|t| pty::foreground(t).ok()).unwrap_or(pid)))
             }
         }
     }
@@ -887,7 +919,16 @@ impl World {
         program.hung_up = true;
         if program.exited.is_none() {
             let leader = program.leader.as_ref().map(|l| l.pid);
-            signals::hang_up(program.session, leader);
+            let session = program.session;
+            match process::fork() {
+                // Reaped as any orphan.
+                Ok(process::Fork::Parent(_)) => {}
+                Ok(process::Fork::Child(child)) => {
+                    child.run(|| signals::exit_with(signals::hang_up(session, leader)))
+                }
+                // Without a child to look for the session's other groups, at least its own.
+                Err(_) => signals::hang_up_group(program.pid),
+            }
         }
         for token in program.streams.tokens() {
             self.by_token.remove(&token);
@@ -908,8 +949,7 @@ impl World {
             // In a child because the look-up of the path may block.
             process::Fork::Child(never) => never.run(|| {
                 use std::os::fd::AsFd;
-                let error = mounts::graft(mount.as_fd(), &path).err();
-                process::exit_now(error.map_or(0, |e| e.raw_os_error().unwrap_or(5)));
+                signals::exit_with(mounts::graft(mount.as_fd(), &path));
             }),
         }
     }
@@ -1003,6 +1043,12 @@ impl World {
             }
         }
     }
+}
+
+/// What a forked child ended with; dying otherwise is an input/output error.
+fn errno_of(exit: &Exit) -> i32 {
+    let died = exit.signal != 0;
+    if died { rustix::io::Errno::IO.raw_os_error() } else { exit.code as i32 }
 }
 
 fn fork_failed(e: &io::Error) -> Failed {

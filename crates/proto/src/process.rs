@@ -182,6 +182,10 @@ pub struct Position {
     pub stream: i32,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
+    /// With `Accepted`: there is room up to this offset. Input beyond it is dropped, so it must not
+    /// be sent before a later `Accepted` makes room.
+    #[prost(uint64, tag = "3")]
+    pub window: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

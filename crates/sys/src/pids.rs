@@ -3,8 +3,10 @@
 //! [`PidCursor`] belongs to PID 1 of the namespace. The readers take the path of any procfs, so a
 //! daemon outside sees the world's PIDs through `/proc/<PID 1>/root/proc`.
 //!
-//! Left out: command lines unless asked for. Reading one takes a lock of the process's memory, which a
-//! page fault on a dead file server can hold for long; PID 1 never asks for them.
+//! What does not block: `status`, on which all is built. Reading `stat` of a process that hangs in a
+//! file server's call was seen to block as long as that call does, and a command line takes a lock of
+//! the process's memory: both are read only when asked for ([`Detail::All`]), and not of a process in
+//! that state.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -113,76 +115,80 @@ pub fn all(proc: &Path) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// All processes. `with_command` reads command lines too, which may block; see the module's head.
-pub fn processes(proc: &Path, with_command: bool) -> io::Result<Vec<Process>> {
-    let page_kib = (rustix::param::page_size() / 1024) as u64;
-    let mut list = Vec::new();
-    for pid in all(proc)? {
-        // One that ended meanwhile is not missed.
-        let Some(mut process) = read_stat(proc, pid, page_kib) else { continue };
-        if with_command {
-            process.command = command_line(proc, pid);
-        }
-        list.push(process);
-    }
-    Ok(list)
+/// How much to read of each process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What never blocks: no command line, CPU time, start or terminal.
+    Safe,
+    /// Everything, but of processes in uninterruptible sleep, which get what is safe. Still not for a
+    /// thread that must not wait: a process may fall into that sleep in between.
+    All,
 }
 
-/// One process, without its command line.
-pub fn process(proc: &Path, pid: u32) -> Option<Process> {
-    read_stat(proc, pid, (rustix::param::page_size() / 1024) as u64)
+/// All processes.
+pub fn processes(proc: &Path, detail: Detail) -> io::Result<Vec<Process>> {
+    // One that ended meanwhile is not missed.
+    Ok(all(proc)?.into_iter().filter_map(|pid| process(proc, pid, detail)).collect())
 }
 
-fn read_stat(proc: &Path, pid: u32, page_kib: u64) -> Option<Process> {
+/// One process.
+pub fn process(proc: &Path, pid: u32, detail: Detail) -> Option<Process> {
     let directory = proc.join(pid.to_string());
-    let text = fs::read(directory.join("stat")).ok()?;
-    let uid = fs::metadata(&directory).ok()?.uid();
-    let mut process = parse_stat(&String::from_utf8_lossy(&text), page_kib)?;
-    process.uid = uid;
+    let mut process = parse_status(&read_text(&directory.join("status"))?)?;
+    if detail == Detail::All && process.state != 'D' {
+        add_stat(&mut process, &read_text(&directory.join("stat")).unwrap_or_default());
+        process.command = command_line(&directory);
+    }
     Some(process)
 }
 
-/// `PID (name) state ppid ...`, where the name may hold anything, `)` included.
-fn parse_stat(text: &str, page_kib: u64) -> Option<Process> {
-    let (head, rest) = text.rsplit_once(')')?;
-    let (pid, name) = head.split_once(" (")?;
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // Numbered as in proc(5), where the state is field 3.
-    let field = |n: usize| fields.get(n.checked_sub(3)?).copied();
-    let number = |n: usize| field(n)?.parse::<i64>().ok();
-    Some(Process {
-        pid: pid.trim().parse().ok()?,
-        name: name.to_owned(),
-        state: field(3)?.chars().next()?,
-        ppid: number(4)? as u32,
-        group: number(5)? as u32,
-        session: number(6)? as u32,
-        terminal: number(7)? as u32,
-        user_ticks: number(14)? as u64,
-        system_ticks: number(15)? as u64,
-        threads: number(20)? as u32,
-        start_ticks: number(22)? as u64,
-        rss_kib: (number(24)?.max(0) as u64) * page_kib,
-        ..Process::default()
-    })
+fn read_text(path: &Path) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
 }
 
-fn command_line(proc: &Path, pid: u32) -> String {
-    let bytes = fs::read(proc.join(pid.to_string()).join("cmdline")).unwrap_or_default();
+/// Lines of `Name:\tvalue ...`. Of the numbers per namespace the first is the procfs's own.
+fn parse_status(text: &str) -> Option<Process> {
+    let mut process = Process::default();
+    for line in text.lines() {
+        let Some((name, values)) = line.split_once(':') else { continue };
+        let mut words = values.split_ascii_whitespace();
+        let mut number = || words.next().and_then(|w| w.parse::<u32>().ok());
+        match name {
+            "Name" => process.name = values.trim_start_matches('\t').to_owned(),
+            "State" => process.state = values.trim_start().chars().next()?,
+            "Pid" => process.pid = number()?,
+            "PPid" => process.ppid = number()?,
+            "Uid" => process.uid = number().and_then(|_real| number())?,
+            "NSpgid" => process.group = number()?,
+            "NSsid" => process.session = number()?,
+            "Threads" => process.threads = number()?,
+            "VmRSS" => process.rss_kib = u64::from(number()?),
+            _ => {}
+        }
+    }
+    (process.pid != 0 && process.state != char::default()).then_some(process)
+}
+
+/// `PID (name) state ppid ...`, where the name may hold anything, `)` included. Adds what it can.
+fn add_stat(process: &mut Process, text: &str) {
+    let Some((_, rest)) = text.rsplit_once(')') else { return };
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // Numbered as in proc(5), where the state is field 3.
+    let number = |n: usize| -> u64 {
+        let field = n.checked_sub(3).and_then(|at| fields.get(at));
+        field.and_then(|f| f.parse().ok()).unwrap_or(0)
+    };
+    process.terminal = number(7) as u32;
+    process.user_ticks = number(14);
+    process.system_ticks = number(15);
+    process.start_ticks = number(22);
+}
+
+fn command_line(directory: &Path) -> String {
+    let bytes = fs::read(directory.join("cmdline")).unwrap_or_default();
     let end = bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
     let words = bytes.get(..end).unwrap_or_default().split(|b| *b == 0);
     words.map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ")
-}
-
-/// Real and saved user of a process: who may signal it.
-pub fn owners(proc: &Path, pid: u32) -> Option<(u32, u32)> {
-    let text = fs::read(proc.join(pid.to_string()).join("status")).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find_map(|l| l.strip_prefix("Uid:"))?;
-    let mut ids = line.split_ascii_whitespace().map(|w| w.parse().ok());
-    let real = ids.next()??;
-    let saved = ids.nth(1)??;
-    Some((real, saved))
 }
 
 /// Processes and threads: the PIDs in use.
@@ -202,30 +208,50 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_anything() {
+        let status = "Name:\ta) b: (c)\nState:\tS (sleeping)\nPid:\t42\nPPid:\t7\n\
+                      Uid:\t1\t2\t3\t4\nNSpgid:\t8\t1\nNSsid:\t9\t1\nVmRSS:\t 100 kB\nThreads:\t3\n";
+        let Some(mut process) = parse_status(status) else { panic!("not parsed") };
         let rest = "S 7 8 9 34816 8 0 0 0 0 0 11 12 0 0 20 0 3 0 555 4096 25 0 0";
-        let process = parse_stat(&format!("42 (a) b (c)) {rest}"), 4);
-        let Some(process) = process else { panic!("not parsed") };
-        assert_eq!(process.name, "a) b (c)");
-        assert_eq!((process.pid, process.ppid, process.group, process.session), (42, 7, 8, 9));
-        assert_eq!((process.user_ticks, process.system_ticks, process.threads), (11, 12, 3));
-        assert_eq!((process.start_ticks, process.rss_kib), (555, 100));
+        add_stat(&mut process, &format!("42 (a) b: (c)) {rest}"));
+        let expected = Process {
+            pid: 42,
+            ppid: 7,
+            group: 8,
+            session: 9,
+            uid: 2,
+            state: 'S',
+            name: "a) b: (c)".to_owned(),
+            command: String::new(),
+            threads: 3,
+            user_ticks: 11,
+            system_ticks: 12,
+            start_ticks: 555,
+            rss_kib: 100,
+            terminal: 34816,
+        };
+        assert_eq!(process, expected);
     }
 
     #[test]
     fn this_process_is_found_with_its_command() {
         let me = std::process::id();
-        let list = processes(Path::new("/proc"), true).unwrap_or_default();
-        let found = list.iter().find(|p| p.pid == me).map(|p| (p.state, p.command.clone()));
-        let Some((state, command)) = found else { panic!("not in the list") };
-        assert!("RSD".contains(state), "state {state}");
-        assert!(command.contains("unum_sys"), "command {command}");
-        assert!(owners(Path::new("/proc"), me).is_some());
+        let Some(process) = process(Path::new("/proc"), me, Detail::All) else {
+            panic!("not found")
+        };
+        assert!("RSD".contains(process.state), "state {}", process.state);
+        assert!(process.command.contains("unum_sys"), "command {}", process.command);
+        let all = processes(Path::new("/proc"), Detail::Safe).unwrap_or_default();
+        let found = all.iter().find(|p| p.pid == me).map(|p| (p.session, p.group, p.ppid));
+        assert_eq!(found, Some((process.session, process.group, process.ppid)));
+        assert!(process.start_ticks > 0 && process.rss_kib > 0);
     }
 
     proptest! {
         #[test]
-        fn no_text_breaks_the_parser(text in ".{0,200}") {
-            let _ = parse_stat(&text, 4);
+        fn no_text_breaks_the_parsers(text in ".{0,200}", line in "(Uid|State|Pid|VmRSS):.{0,20}") {
+            let _ = parse_status(&text);
+            let _ = parse_status(&line);
+            add_stat(&mut Process::default(), &text);
         }
     }
 }

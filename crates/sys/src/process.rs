@@ -378,6 +378,15 @@ fn set_identity(command: &Command) -> Result<(), StartFailure> {
     if ok { Ok(()) } else { Err(at(Step::Credentials)(io::Error::last_os_error())) }
 }
 
+/// Becomes the user for good, in a child that acts for him: the kernel then judges what he may do.
+pub fn become_user(_: &InChild, uid: u32) -> io::Result<()> {
+    // SAFETY: changes this process alone, which has one thread; rustix' call asks for the same care.
+    if unsafe { libc::setresuid(uid, uid, uid) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
 /// As execvpe(3), with PATH taken from the program's own environment.
 fn exec(command: &Command) -> io::Error {
     let Some(name) = command.argv.first() else {
@@ -526,8 +535,13 @@ pub struct InChild(());
 impl InChild {
     /// Runs `work` and exits with 127 if it returns or panics: the parent's code never goes on here.
     pub fn run(self, work: impl FnOnce()) -> ! {
+        self.run_as(|_| work())
+    }
+
+    /// As [`InChild::run`], for work that must show where it runs.
+    pub fn run_as(self, work: impl FnOnce(&InChild)) -> ! {
         let _exit = ExitOnDrop;
-        work();
+        work(&self);
         exit_now(127)
     }
 }

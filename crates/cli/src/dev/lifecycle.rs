@@ -20,6 +20,10 @@ use crate::output::Output;
 /// A killed machine's processes are gone within this time, or something holds them in the kernel.
 const DEATH_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Voters are chosen within this time after the last join.
+const VOTERS_PATIENCE: Duration = Duration::from_secs(20);
+const VOTERS_POLL_PERIOD: Duration = Duration::from_millis(50);
+
 pub fn up(place: &Place, args: &UpArgs, out: &Output) -> Result<()> {
     check::prerequisites(args.bare)?;
     let started = Instant::now();
@@ -83,7 +87,7 @@ fn plan(locked: &Locked, args: &UpArgs) -> Result<State> {
         switch: None,
         bare: args.bare,
         complete: false,
-        machines: (1..=count).map(|number| plan_machine(number)).collect(),
+        machines: (1..=count).map(plan_machine).collect(),
     };
     locked.save(&state)?;
     for machine in &mut state.machines {
@@ -177,7 +181,38 @@ fn form_cluster(place: &Place, state: &State, out: &Output) -> Result<()> {
     let address = format!("{}:{PORT}", network::address(first.number));
     out.progress("joining the others");
     // One after the other, so that n2 is node 2.
-    others.iter().try_for_each(|machine| join(place, first, machine, &address))
+    others.iter().try_for_each(|machine| join(place, first, machine, &address))?;
+    out.progress("waiting until the cluster has its voters");
+    wait_for_voters(place, first, state.machines.len() as u64)
+}
+
+/// One voter for up to two nodes, three for up to four, then five: only with them does the cluster
+/// survive what it can.
+fn wait_for_voters(place: &Place, first: &Machine, nodes: u64) -> Result<()> {
+    let wanted = match nodes {
+        0..=2 => 1,
+        3..=4 => 3,
+        _ => 5,
+    };
+    let deadline = Instant::now() + VOTERS_PATIENCE;
+    loop {
+        let status = unum_on(place, first, &["status", "--json"])?;
+        let status: serde_json::Value =
+            serde_json::from_str(&status).explain(|| "cannot understand the status".into())?;
+        let count = |field: &str| status[field].as_u64().unwrap_or(0);
+        if count("voters_alive") >= wanted && count("nodes_alive") >= nodes {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new(format!(
+                "the cluster has {} of {wanted} voters and {} of {nodes} nodes alive after {} s",
+                count("voters_alive"),
+                count("nodes_alive"),
+                VOTERS_PATIENCE.as_secs()
+            )));
+        }
+        std::thread::sleep(VOTERS_POLL_PERIOD);
+    }
 }
 
 fn join(place: &Place, first: &Machine, machine: &Machine, address: &str) -> Result<()> {

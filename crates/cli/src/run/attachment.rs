@@ -167,7 +167,9 @@ impl Session {
     ) -> Result<Option<Ended>, Break> {
         match kind {
             from_program::Kind::Output(piece) => self.output(piece).await,
-            from_program::Kind::Accepted(position) => self.input.accept(position.offset),
+            from_program::Kind::Accepted(position) => {
+                self.input.accept(position.offset, position.window)
+            }
             from_program::Kind::Stopped(_) => self.stop_with_it(sender).await?,
             from_program::Kind::Continued(_) => {}
             from_program::Kind::Ended(ended) => return Ok(Some(ended)),
@@ -199,7 +201,7 @@ impl Session {
     ) -> Result<(), Break> {
         match done {
             Ok(Written { stream, end, .. }) => {
-                let position = Position { stream: stream.into(), offset: end };
+                let position = Position { stream: stream.into(), offset: end, window: 0 };
                 send(sender, to_program::Kind::Received(position)).await
             }
             // Nobody reads our output any more; the program shall learn it as it would here.
@@ -280,6 +282,8 @@ struct Input {
     unsent: usize,
     /// Where the next byte that is read belongs.
     end: u64,
+    /// There is room for it up to here; what is sent beyond is dropped.
+    window: u64,
     size: usize,
     closed: bool,
 }
@@ -299,18 +303,24 @@ impl Input {
     }
 
     fn next(&mut self) -> Option<Piece> {
-        let piece = self.pending.get(self.unsent)?.clone();
+        let piece = self.pending.get(self.unsent)?;
+        if piece.offset + piece.bytes.len() as u64 > self.window {
+            return None;
+        }
         self.unsent += 1;
-        Some(piece)
+        Some(piece.clone())
     }
 
+    /// A new attachment: nothing was sent on it, and how much room there is will be told.
     fn rewind(&mut self) {
         self.unsent = 0;
+        self.window = 0;
     }
 
     /// The end itself stays pending: only the bytes before it are confirmed, and telling it again
     /// after a break does no harm.
-    fn accept(&mut self, offset: u64) {
+    fn accept(&mut self, offset: u64, window: u64) {
+        self.window = window;
         while let Some(first) = self.pending.front() {
             let len = first.bytes.len();
             if first.end || first.offset + len as u64 > offset {
@@ -478,17 +488,22 @@ mod tests {
     #[test]
     fn input_is_kept_until_it_is_taken_over() {
         let mut input = Input::default();
+        input.accept(0, 100);
         input.push(Bytes::from_static(b"abc"));
         input.push(Bytes::from_static(b"de"));
         assert_eq!(offsets(&mut input), [(0, 3, false), (3, 2, false)]);
-        input.accept(3);
+        input.accept(3, 100);
         input.push(Bytes::new());
         assert_eq!(offsets(&mut input), [(5, 0, true)]);
         // The daemon died: what was not taken over is told again, the end included.
         input.rewind();
+        assert_eq!(offsets(&mut input), []);
+        input.accept(3, 4);
+        assert_eq!(offsets(&mut input), []);
+        input.accept(3, 5);
         assert_eq!(offsets(&mut input), [(3, 2, false), (5, 0, true)]);
-        input.accept(u64::MAX);
         input.rewind();
+        input.accept(u64::MAX, u64::MAX);
         assert_eq!(offsets(&mut input), [(5, 0, true)]);
         assert!(!input.has_room());
     }
@@ -500,7 +515,7 @@ mod tests {
             input.push(Bytes::from(vec![0; INPUT_PIECE_SIZE]));
         }
         assert!(input.size < INPUT_PENDING_MAX + INPUT_PIECE_SIZE);
-        input.accept(INPUT_PIECE_SIZE as u64);
+        input.accept(INPUT_PIECE_SIZE as u64, u64::MAX);
         assert!(input.has_room());
     }
 }

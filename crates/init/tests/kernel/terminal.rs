@@ -129,6 +129,7 @@ fn a_hang_up_reaches_all_of_the_session() {
             client.call(ask.clone()).is_err()
         });
         assert!(gone, "{child} outlived the hang-up");
+        client = world.connect();
     }
 }
 

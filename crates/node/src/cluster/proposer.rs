@@ -4,8 +4,12 @@ use crate::registry::{Registry, RegistryError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 use unum_proto::ids::{Lane, RequestId};
 use unum_proto::registry::{command, reply};
+
+/// The wait before a fenced command is proposed again.
+const FENCED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Proposes on behalf of this daemon. Cheap to clone.
 #[derive(Clone)]
@@ -20,12 +24,36 @@ impl Proposer {
         Self { registry, lane: Lane(rand::random()), next: Arc::default() }
     }
 
+    /// A command that is fenced has changed nothing. While this node comes up anew that is a matter
+    /// of a moment, so the command is proposed again, unless it speaks of an epoch itself.
     pub async fn propose(
         &self,
         kind: command::Kind,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
-        let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
-        self.registry.propose_within(id, kind, within).await
+        let deadline = Instant::now() + within;
+        loop {
+            let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.registry.propose_within(id, kind.clone(), left).await {
+                Err(RegistryError::Fenced { .. })
+                    if !names_epoch(&kind) && Instant::now() + FENCED_PAUSE < deadline =>
+                {
+                    tokio::time::sleep(FENCED_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
+}
+
+fn names_epoch(kind: &command::Kind) -> bool {
+    matches!(
+        kind,
+        command::Kind::NodeUp(_)
+            | command::Kind::NodeDown(_)
+            | command::Kind::LeaveNode(_)
+            | command::Kind::LeasePids(_)
+            | command::Kind::ReturnPids(_)
+    )
 }

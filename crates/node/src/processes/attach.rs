@@ -259,8 +259,9 @@ impl Attachment {
 
 fn accepted(state: &InputState) -> from_program::Kind {
     // A program that reads no more takes everything, as far as its caller is concerned.
-    let offset = if state.closed { u64::MAX } else { state.accepted };
-    from_program::Kind::Accepted(Position { stream: Stream::Stdin as i32, offset })
+    let (offset, window) =
+        if state.closed { (u64::MAX, u64::MAX) } else { (state.accepted, state.window) };
+    from_program::Kind::Accepted(Position { stream: Stream::Stdin as i32, offset, window })
 }
 
 pub(super) fn ended_of(exited: &Exited) -> Ended {

@@ -76,3 +76,16 @@ pub enum StartError {
     #[error("consensus could not be started: {0}")]
     Consensus(String),
 }
+
+impl StartError {
+    /// Whether it is for want of room: the same start succeeds when there is some.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StartError::Disk(error) | StartError::Snapshot(SnapshotError::Disk(error)) => {
+                error.is_full()
+            }
+            StartError::Journal(error) => matches!(error, JournalError::Full(_)),
+            _ => false,
+        }
+    }
+}

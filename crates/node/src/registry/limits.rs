@@ -47,9 +47,10 @@ pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 pub const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(15);
-/// One piece of a snapshot, and its installation.
-pub const SNAPSHOT_PIECE_TIMEOUT: Duration = Duration::from_secs(5);
-pub const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// One piece of a snapshot, and its installation. If the answer is lost, the follower stands still
+/// for as long; an installation that takes longer goes on and shows at the next attempt.
+pub const SNAPSHOT_PIECE_TIMEOUT: Duration = Duration::from_secs(3);
+pub const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(12);
 /// What a shutdown waits for the log's writer, which may itself wait for a full disk.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 

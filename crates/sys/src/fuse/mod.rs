@@ -33,7 +33,7 @@ pub use notify::{Cached, Discard, Notifier, NotifyError};
 pub use operation::{
     CopyFileRange, Forgotten, Header, InitOffer, Operation, Release, SetAttr, SetTime, Write,
 };
-pub use reply::{Delivery, Responder};
+pub use reply::{Delivery, Interrupts, Responder};
 pub use rustix::io::Errno;
 pub use rustix::mount::MountFlags;
 pub use serve::{Ended, READERS_MAX, Readers, Request, Serving};

@@ -122,9 +122,10 @@ pub fn unmount(at: &Path, how: Unmount) -> io::Result<()> {
 pub struct ConnectionId(pub u32);
 
 impl ConnectionId {
-    /// The connection mounted at exactly `at` (the topmost if several are). Asks nothing of it.
+    /// The connection mounted at exactly `at` (the topmost if several are), in the calling
+    /// thread's mount namespace. Asks nothing of it.
     pub fn of_mount(at: &Path) -> io::Result<Option<ConnectionId>> {
-        let table = std::fs::read("/proc/self/mountinfo")?;
+        let table = std::fs::read("/proc/thread-self/mountinfo")?;
         Ok(table.split(|byte| *byte == b'\n').rev().find_map(|line| connection_of(line, at)))
     }
 

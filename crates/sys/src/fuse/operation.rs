@@ -151,6 +151,8 @@ pub enum Operation {
         fh: Fh,
         lock_owner: LockOwner,
     },
+    /// The last close of an open file. Ends the fcntl locks that were set through `fh`: those of a
+    /// process have ended at its FLUSH, but the kernel tells of no end of an OFD lock.
     Release(Release),
     Fsync {
         fh: Fh,

@@ -41,6 +41,29 @@ pub struct Responder {
     open: bool,
 }
 
+/// Whether the caller of one request got a signal and waits to be let go.
+///
+/// The request still wants its answer: normally EINTR; a change that was carried out is answered as
+/// such.
+#[derive(Clone)]
+pub struct Interrupts {
+    in_flight: Arc<InFlight>,
+    raw_unique: u64,
+}
+
+impl Interrupts {
+    /// Runs `callback` once if the caller gets a signal before the answer: at once, in this thread,
+    /// if it already did. A second callback replaces the first. Hold no lock here that the callback
+    /// takes.
+    pub fn on_interrupt(&self, callback: impl FnOnce() + Send + 'static) {
+        self.in_flight.watch(self.raw_unique, Box::new(callback));
+    }
+
+    pub fn seen(&self) -> bool {
+        self.in_flight.is_interrupted(self.raw_unique)
+    }
+}
+
 impl Responder {
     /// With `wants_reply` false nothing is ever written.
     pub(super) fn new(
@@ -56,16 +79,14 @@ impl Responder {
         Responder { device, in_flight, raw_unique, opcode, open: wants_reply }
     }
 
-    /// Runs `callback` once if the caller gets a signal before the answer: at once, here, if it
-    /// already did. The request still wants its answer, normally EINTR; a change that was carried
-    /// out must be answered as such. A second callback replaces the first.
-    pub fn on_interrupt(&self, callback: impl FnOnce() + Send + 'static) {
-        self.in_flight.watch(self.raw_unique, Box::new(callback));
+    /// Tells of signals to the caller; outlives the responder without harm.
+    pub fn interrupts(&self) -> Interrupts {
+        Interrupts { in_flight: self.in_flight.clone(), raw_unique: self.raw_unique }
     }
 
-    /// Whether the caller got a signal.
-    pub fn is_interrupted(&self) -> bool {
-        self.in_flight.is_interrupted(self.raw_unique)
+    /// [`Interrupts::on_interrupt`] for one who keeps the responder at hand.
+    pub fn on_interrupt(&self, callback: impl FnOnce() + Send + 'static) {
+        self.interrupts().on_interrupt(callback);
     }
 
     pub fn error(self, errno: Errno) -> Delivery {
