@@ -131,8 +131,12 @@ impl Writer {
         if self.closed.load(Ordering::Acquire) {
             return Err(Closed);
         }
-        let added = lock(&self.queue).push(kind, header, body);
-        self.queued.fetch_add(added, Ordering::Relaxed);
+        {
+            // Counted before anybody can write it: a count below zero would look like a full queue.
+            let mut queue = lock(&self.queue);
+            let added = queue.push(kind, header, body);
+            self.queued.fetch_add(added, Ordering::Relaxed);
+        }
         match flush {
             Flush::Now => self.flush_now(),
             Flush::Soon => self.work.notify_one(),
@@ -201,10 +205,15 @@ impl Writer {
                 self.work.notified().await;
                 // All who are ready to send get their turn before the system call.
                 tokio::task::yield_now().await;
-                let closing = self.is_closed();
-                self.drain().await?;
-                if closing {
-                    return self.shut().await;
+                loop {
+                    let closing = self.is_closed();
+                    self.drain().await?;
+                    if closing {
+                        return self.shut().await;
+                    }
+                    if !self.is_closed() {
+                        break;
+                    }
                 }
             }
         };
@@ -215,8 +224,18 @@ impl Writer {
         self.end();
     }
 
+    /// Whoever flushes meanwhile takes this task's place as the one whom the socket wakes, so a
+    /// flush that could not finish wakes this task to take it back.
     async fn drain(&self) -> io::Result<()> {
-        std::future::poll_fn(|cx| self.poll_drain(&mut lock(&self.sink), cx)).await
+        loop {
+            tokio::select! {
+                biased;
+                drained = std::future::poll_fn(|cx| self.poll_drain(&mut lock(&self.sink), cx)) => {
+                    return drained;
+                }
+                () = self.work.notified() => {}
+            }
+        }
     }
 
     async fn shut(&self) -> io::Result<()> {
