@@ -45,12 +45,13 @@ fn tell(failure: &Failure) -> u8 {
 
 fn run(cli: Cli) -> Result<u8> {
     let out = Output::new(cli.json);
-    let socket = cli.socket.unwrap_or_else(|| daemon::SOCKET.into());
+    let asked = cli.socket;
+    let socket = asked.clone().unwrap_or_else(|| daemon::SOCKET.into());
     let done = |()| 0;
     match cli.verb {
-        Verb::Up(start) => lifecycle::up(&start, &out).map(done),
+        Verb::Up(start) => lifecycle::up(&start, asked.as_deref(), &out).map(done),
         Verb::Join { token, addresses, start } => {
-            lifecycle::join(token, addresses, &start, &out).map(done)
+            lifecycle::join(token, addresses, &start, asked.as_deref(), &out).map(done)
         }
         Verb::Down { config } => lifecycle::down(config, &socket, &out).map(done),
         Verb::Leave { force } => cluster::leave(&socket, force, &out).map(done),
