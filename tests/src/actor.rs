@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::Playground;
 
 /// How long a call may take that does not wait for anything.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
 /// A call that has not answered after so long is taken to wait.
 const WAITS_AFTER: Duration = Duration::from_millis(400);
 

@@ -39,6 +39,8 @@ const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
 const WORLD_TIME_MAX: Duration = Duration::from_secs(10);
 /// The replicas of a node that went down still count for so long: it may be back soon.
 const REPAIR_AFTER: Duration = Duration::from_secs(600);
+/// For so long after a node went down, files without a name that it may have open are kept.
+const OPEN_FILES_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two reports of how much the services hold.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Chunks that a look for degraded ones goes through.
@@ -401,9 +403,14 @@ impl Cluster for ClusterView {
 
     fn members(&self) -> Vec<NodeId> {
         self.look(|state| {
-            // A node that is down is fenced: when it comes up it may have nothing open but what it
-            // holds.
-            state.nodes().members().filter(|node| node.is_up()).map(|node| node.id).collect()
+            // A node that went down lately may only have lost its daemon: its programs have files
+            // open, and the next daemon will say so. Later, what they have open is stale.
+            let now: Time = system_clock()();
+            let may_have = |node: &&Node| match node.state {
+                NodeState::Down => now.since(node.since) < OPEN_FILES_AFTER,
+                _ => node.is_up(),
+            };
+            state.nodes().members().filter(may_have).map(|node| node.id).collect()
         })
     }
 
