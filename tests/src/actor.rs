@@ -94,6 +94,23 @@ pub struct Actor {
     pub pid: u32,
 }
 
+/// Why this machine cannot mount files, if it cannot. Printed in the form that is counted.
+pub fn cannot_run_files() -> bool {
+    if crate::cannot_run() {
+        return true;
+    }
+    let fuse = std::path::Path::new("/dev/fuse").exists();
+    if !fuse {
+        println!("skipped: there is no /dev/fuse");
+    }
+    !fuse
+}
+
+/// One on each of these machines.
+pub fn actors<const N: usize>(playground: &Playground, machines: [&str; N]) -> [Actor; N] {
+    machines.map(|machine| Actor::on(playground, machine))
+}
+
 impl Actor {
     pub fn on(playground: &Playground, machine: &str) -> Self {
         let mut command = playground.on(machine, &["python3", "-c", PROGRAM]);

@@ -59,12 +59,12 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Nodes => cluster::nodes(&socket, &out).map(done),
         Verb::Status => cluster::status(&socket, &out).map(done),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
-        Verb::Run { node, detach, command } => {
-            run::run(&socket, &run::RunOrder { node, detach, command }, &out)
+        Verb::Run { node, detach, time, command } => {
+            run::run(&socket, &run::RunOrder { node, detach, time, command }, &out)
         }
         Verb::Ps => processes::list(&socket, &out).map(done),
         Verb::Kill { words } => processes::kill(&socket, &words).map(done),
-        Verb::Wait { pid } => processes::wait(&socket, pid),
+        Verb::Wait { pid, time } => processes::wait(&socket, pid, time, &out),
         Verb::Logs { pid, follow } => processes::logs(&socket, pid, follow).map(done),
         Verb::Where { pid } => processes::whereabouts(&socket, pid, &out).map(done),
         Verb::Registry(verb) => values::run(&socket, verb, &out).map(done),

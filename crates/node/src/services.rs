@@ -218,7 +218,7 @@ async fn enter_world(
     let start = WorldStart {
         program: init_program(),
         prefix: Vec::new(),
-        socket: plan.settings.run_dir.join("init.sock"),
+        socket: world::socket(&plan.settings.run_dir),
         state: plan.settings.data_dir.join("programs"),
     };
     let world = match world::connect(start).await {

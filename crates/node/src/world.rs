@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,6 +38,11 @@ const EVENTS_MAX: usize = 8192;
 const READ_SIZE: usize = 128 << 10;
 /// Descriptors that may wait for the frame that announces them.
 const DESCRIPTORS_MAX: usize = 16;
+
+/// Where the world of the daemon with this run directory listens.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("init.sock")
+}
 
 /// Why unum-init did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -23,6 +23,8 @@ const PAYLOAD_MAX: u64 = 40_000;
 /// Lives of writers whose files are kept and read again.
 const LIVES_KEPT: usize = 9;
 const TREE: &str = "/unum/cuts";
+/// Of each machine, when something went wrong.
+const LOG_LINES_SHOWN: usize = 60;
 /// Of a record: number and payload length.
 const HEAD: usize = 16;
 
@@ -167,39 +169,45 @@ fn run(cuts: &str, seed: &str) -> Result<()> {
     let notes = tempfile::Builder::new().prefix("cuts").tempdir_in(beside)?;
     let playground = Playground::up(&[]);
     let mut run = Run { playground, own, notes, lives: Vec::new(), writers: BTreeMap::new() };
-    for machine in MACHINES {
-        run.start_writer(machine)?;
-    }
-    let mut acknowledged = 0;
-    for cut in 1..=cuts {
-        std::thread::sleep(Duration::from_millis(300) + dice.millis(1200));
-        let machine = MACHINES[dice.below(3) as usize];
-        let leader = run.leader();
-        run.playground.must("cut", &[machine]);
-        std::thread::sleep(dice.millis(2500));
-        let booting = Instant::now();
-        run.playground.boot(machine);
-        let booted = booting.elapsed().as_millis();
-        run.end_writer(machine);
-        let checked = run.check_everywhere();
-        let checked = checked.with_context(|| format!("after cut {cut}, of {machine}"))?;
-        acknowledged = acknowledged.max(checked);
-        let role = if leader == machine { " (leader)" } else { "" };
-        println!(
-            "cut {cut} of {machine}{role}: {checked} records are there; boot took {booted} ms"
-        );
-        run.start_writer(machine)?;
-        run.forget_old()?;
-        run.look_after_writers()?;
+    let result = run.go(cuts, &mut dice);
+    if result.is_err() {
+        run.show_logs();
     }
     for machine in MACHINES {
         run.end_writer(machine);
     }
-    println!("{cuts} cuts passed");
-    Ok(())
+    result
 }
 
 impl Run {
+    fn go(&mut self, cuts: u32, dice: &mut Dice) -> Result<()> {
+        for machine in MACHINES {
+            self.start_writer(machine)?;
+        }
+        for cut in 1..=cuts {
+            std::thread::sleep(Duration::from_millis(300) + dice.millis(1200));
+            let machine = MACHINES[dice.below(3) as usize];
+            let leader = self.leader();
+            self.playground.must("cut", &[machine]);
+            std::thread::sleep(dice.millis(2500));
+            let booting = Instant::now();
+            self.playground.boot(machine);
+            let booted = booting.elapsed().as_millis();
+            self.end_writer(machine);
+            let checked = self.check_everywhere();
+            let checked = checked.with_context(|| format!("after cut {cut}, of {machine}"))?;
+            let role = if leader == machine { " (leader)" } else { "" };
+            println!(
+                "cut {cut} of {machine}{role}: {checked} records are there; boot took {booted} ms"
+            );
+            self.start_writer(machine)?;
+            self.forget_old()?;
+            self.look_after_writers()?;
+        }
+        println!("{cuts} cuts passed");
+        Ok(())
+    }
+
     fn start_writer(&mut self, machine: &'static str) -> Result<()> {
         let life = format!("{machine}-{}", self.lives.len());
         let notes = self.notes.path().as_os_str();
@@ -229,6 +237,15 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    fn show_logs(&self) {
+        for machine in MACHINES {
+            let log = text(&self.playground.dev("logs", &[machine]).stdout);
+            let lines: Vec<&str> = log.lines().collect();
+            let newest = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+            eprintln!("-- newest log lines of {machine}\n{}", newest.join("\n"));
+        }
     }
 
     fn leader(&self) -> String {

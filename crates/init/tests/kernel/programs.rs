@@ -136,7 +136,7 @@ fn an_unread_stream_stops_its_program_and_no_other() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
     let flood = spawn(&mut client, with_pipes(&["yes"]));
-    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true };
+    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true, uid: 0 };
     assert!(client.call(Ask::Attach(attach)).is_ok());
     let mut got = 0;
     while let Some(event) = client.event(Duration::from_millis(300)).expect("an event") {
@@ -151,6 +151,43 @@ fn an_unread_stream_stops_its_program_and_no_other() {
     assert_eq!(session.out, b"hello\n");
     signal(&mut client, flood, 9, Target::Process);
     assert_eq!(wait(&mut client, flood).shell_status(), 137);
+}
+
+#[test]
+fn a_closed_output_is_a_closed_pipe_to_its_program() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let script = "yes; echo $? >&2; trap '' PIPE; seq 9; echo $? >&2; exit 3";
+    let pid = spawn(&mut client, with_pipes(&["bash", "-c", script]));
+    let mut session = Session::attach(&mut client, pid);
+    session.until(&mut client, |s| !s.out.is_empty());
+    let close = CloseOutput { pid, stream: Stream::Stdout as i32 };
+    client.cast(Ask::CloseOutput(close)).expect("sent");
+    session.until(&mut client, |s| s.exited.is_some() && s.ended[1]);
+    // SIGPIPE where it is not ignored, a failed write where it is; the program itself goes on.
+    let told = String::from_utf8_lossy(&session.err).into_owned();
+    let statuses: Vec<&str> = told.lines().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(statuses, ["141", "1"], "{told}");
+    assert_eq!(session.exited.map(|e| e.shell_status()), Some(3));
+}
+
+#[test]
+fn what_a_program_said_is_for_its_user_alone() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let own = |uid| Spawn { uid, gid: uid, ..with_pipes(&["echo", "secret"]) };
+    let pid = spawn(&mut client, own(1000));
+    assert_eq!(wait(&mut client, pid).shell_status(), 0);
+    let attach = |uid| Attach { pid, uid, from_oldest: true, ..Attach::default() };
+    for ask in [Ask::Attach(attach(1001)), Ask::Hangup(Hangup { pid, uid: 1001 })] {
+        match client.call(ask) {
+            Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    for uid in [1000, 0] {
+        assert!(matches!(client.call(Ask::Attach(attach(uid))), Ok(Answer::Attached(_))));
+    }
 }
 
 #[test]

@@ -13,8 +13,8 @@ use unum_core::time::Time;
 use unum_net::{CallOptions, Code, Incoming, RpcError, Status, StreamReceiver, StreamSender};
 use unum_proto::ids::{NodeId, Pid};
 use unum_proto::init::{
-    Ack, Ask, Attach as AttachAsk, Attached, Detach, Exited, Happened, Input, InputState, Output,
-    Resize, Signal, Stream as InitStream, Target,
+    Ack, Ask, Attach as AttachAsk, Attached, CloseOutput, Detach, Exited, Happened, Input,
+    InputState, Output, Resize, Signal, Stream as InitStream, Target,
 };
 use unum_proto::process::{
     AttachReply, AttachRequest, Continued, Ended, FromProgram, PIECE_SIZE_MAX, Piece, Position,
@@ -31,6 +31,9 @@ const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
 /// How long a node is down before its programs are called lost. Until then callers try again: a
 /// short partition ends by itself.
 const LOST_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether a node is lost.
+const LOST_LOOK_PERIOD: Duration = Duration::from_millis(500);
 
 impl Processes {
     pub(super) async fn attach(
@@ -49,7 +52,15 @@ impl Processes {
             return Err(super::no_such_process(pid));
         }
         let guard = HangUp::new(self, &incoming, pid);
-        let reply = self.pass_on(&incoming, node, request, sender, receiver).await;
+        let mut sender = sender;
+        let passed = tokio::select! {
+            reply = self.pass_on(&incoming, node, request, &mut sender, receiver) => Some(reply),
+            () = self.lost(node) => None,
+        };
+        let reply = match passed {
+            Some(reply) => reply,
+            None => tell_lost(&mut sender, node).await,
+        };
         guard.settle(&reply);
         reply
     }
@@ -60,13 +71,9 @@ impl Processes {
         incoming: &Incoming,
         node: NodeId,
         request: AttachRequest,
-        mut sender: StreamSender,
+        sender: &mut StreamSender,
         mut receiver: StreamReceiver,
     ) -> Result<AttachReply, Status> {
-        let now = system_clock()();
-        if self.shared.registry.read(|state| is_lost(state, node, now)) {
-            return tell_lost(&mut sender, node).await;
-        }
         let name = self.node_name(node);
         let options =
             CallOptions::unlimited().caller(incoming.caller.clone()).trace(incoming.trace);
@@ -95,6 +102,13 @@ impl Processes {
         (&mut reply).await.map_err(|error| peer_status(&name, error))
     }
 
+    /// Completes when a node's programs are given up.
+    pub(super) async fn lost(&self, node: NodeId) {
+        while !self.shared.registry.read(|state| is_lost(state, node, system_clock()())) {
+            tokio::time::sleep(LOST_LOOK_PERIOD).await;
+        }
+    }
+
     async fn attach_here(
         &self,
         incoming: &Incoming,
@@ -104,12 +118,12 @@ impl Processes {
     ) -> Result<AttachReply, Status> {
         let pid = Pid(request.pid);
         let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
-        self.may_touch(incoming, pid).await?;
         let ask = AttachAsk {
             pid: pid.0,
             stdout: request.stdout_offset,
             stderr: request.stderr_offset,
             from_oldest: false,
+            uid: incoming.caller.uid,
         };
         let (attached, events) = self.shared.world.attach(ask).await.map_err(world_status)?;
         let from = Attachment::new(&attached, events);
@@ -148,22 +162,6 @@ impl Processes {
         // Closed in order: nothing more comes from there, but the output is still wanted.
         std::future::pending().await
     }
-
-    /// Only the program's user, and root, may see what it says.
-    async fn may_touch(&self, incoming: &Incoming, pid: Pid) -> Result<(), Status> {
-        let ask = Signal {
-            pid: pid.0,
-            target: Target::Process as i32,
-            signal: 0,
-            uid: incoming.caller.uid,
-        };
-        match self.shared.world.ask(Ask::Signal(ask)).await {
-            Ok(_) => Ok(()),
-            // It has ended; unum-init still has what it said.
-            Err(error) if error.fault() == Some(unum_proto::init::Fault::NoSuchProcess) => Ok(()),
-            Err(error) => Err(world_status(error)),
-        }
-    }
 }
 
 fn to_init(pid: Pid, uid: u32, kind: to_program::Kind) -> Ask {
@@ -188,6 +186,11 @@ fn to_init(pid: Pid, uid: u32, kind: to_program::Kind) -> Ask {
             Ask::Signal(Signal { pid, target: Target::Foreground as i32, signal, uid })
         }
         to_program::Kind::Detach(_) => Ask::Detach(Detach { pid }),
+        to_program::Kind::Close(stream) => {
+            let stderr = stream == Stream::Stderr as i32;
+            let stream = if stderr { InitStream::Stderr } else { InitStream::Stdout };
+            Ask::CloseOutput(CloseOutput { pid, stream: stream as i32 })
+        }
     }
 }
 
@@ -241,7 +244,11 @@ impl Attachment {
     }
 
     fn output(&mut self, output: Output) -> from_program::Kind {
-        let end = output.offset + output.bytes.len() as u64;
+        // What was written by the exit and dropped when the output was closed does not come.
+        let end = match output.eof {
+            true => u64::MAX,
+            false => output.offset + output.bytes.len() as u64,
+        };
         let stream = match output.stream() {
             InitStream::Stderr => {
                 self.stderr = end;
@@ -287,9 +294,12 @@ fn is_lost(state: &State, node: NodeId, now: Time) -> bool {
     })
 }
 
+pub(super) fn lost_with(node: NodeId) -> Ended {
+    Ended { how: Some(ended::How::Lost(node.0)), ..Ended::default() }
+}
+
 async fn tell_lost(sender: &mut StreamSender, node: NodeId) -> Result<AttachReply, Status> {
-    let ended = Ended { how: Some(ended::How::Lost(node.0)), ..Ended::default() };
-    send(sender, from_program::Kind::Ended(ended)).await?;
+    send(sender, from_program::Kind::Ended(lost_with(node))).await?;
     Ok(AttachReply {})
 }
 
