@@ -186,7 +186,7 @@ impl Daemon {
 
     /// Goes on with the cluster that this machine belongs to, if any.
     async fn boot(&mut self, found: bool) -> Result<(), DaemonError> {
-        match self.credentials.load()? {
+        match self.credentials.load_current(self.settings.certificate_lifetime)? {
             Some((identity, name)) => {
                 tracing::info!(node = %identity.node(), cluster = %identity.cluster(), "starts");
                 self.start(identity, name, Vec::new(), None).await?;
