@@ -206,6 +206,7 @@ fn a_detached_program_keeps_its_words(playground: &Playground) {
 fn programs_and_their_streams_outlive_the_daemons() {
     let Some(playground) = cluster() else { return };
     streams_are_whole(&playground);
+    a_slow_reader_loses_nothing(&playground);
     pids_are_unique(&playground);
     the_end_of_a_world_is_told(&playground);
     a_lost_node_is_told(&playground);
@@ -247,6 +248,16 @@ fn streams_are_whole(playground: &Playground) {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert_eq!(all.len(), SIZE);
     assert!(all == bytes, "bytes differ");
+}
+
+/// A reader that stands still while the program says very many short things: they are more than the
+/// daemon would hold, and none is lost.
+fn a_slow_reader_loses_nothing(playground: &Playground) {
+    let script = "unum run -n n2 -- bash -c 'for ((i = 0; i < 20000; i++)); do echo $i; done
+' | (sleep 4; cat) | sha256sum; seq 0 19999 | sha256sum";
+    let seen = text(&playground.sh("n1", script).stdout);
+    let sums: Vec<&str> = seen.lines().collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{seen}");
 }
 
 fn pids_are_unique(playground: &Playground) {

@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{
@@ -85,9 +85,9 @@ struct Shared {
     writes: mpsc::Sender<Frame>,
     next: AtomicU64,
     /// Protects the requests that wait for their replies. Never held across an await.
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Replied>>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
     /// Protects the subscribers to the events of programs. Never held across an await.
-    subscribers: Mutex<HashMap<u32, mpsc::Sender<Happened>>>,
+    subscribers: Mutex<HashMap<u32, Subscriber>>,
     /// unum-init's process, as this daemon sees it.
     init: i32,
     missing: Mutex<Vec<String>>,
@@ -101,15 +101,50 @@ struct Frame {
     descriptor: Option<OwnedFd>,
 }
 
+struct Waiting {
+    reply: oneshot::Sender<Replied>,
+    /// Takes the program's events from the reply on, if that is no refusal: whoever may not attach
+    /// takes nothing from who did.
+    subscriber: Option<(u32, Subscriber)>,
+}
+
+struct Subscriber {
+    events: mpsc::Sender<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
+}
+
+impl Subscriber {
+    fn end(self, why: Detachment) {
+        // Nobody else ends it: this one is consumed.
+        let _ = self.ended.set(why);
+    }
+}
+
+/// Why the events of a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detachment {
+    /// Somebody else attached.
+    Superseded,
+    /// They were not taken fast enough; whoever attaches again loses nothing.
+    Behind,
+    WorldEnded,
+}
+
 /// The events of one attached program. Ends when somebody else attaches, or it does not keep up.
 pub struct Events {
     pid: Pid,
     events: mpsc::Receiver<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
 }
 
 impl Events {
     pub async fn next(&mut self) -> Option<Happened> {
         self.events.recv().await
+    }
+
+    /// To be asked when `next` gave nothing.
+    pub fn why_ended(&self) -> Detachment {
+        self.ended.get().copied().unwrap_or(Detachment::WorldEnded)
     }
 
     pub fn pid(&self) -> Pid {
@@ -188,9 +223,13 @@ impl World {
     /// Turns on the events of a program. Whoever had them has them no longer.
     pub async fn attach(&self, attach: Attach) -> Result<(Attached, Events), WorldError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        lock(&self.shared.subscribers).insert(attach.pid, sender);
-        match self.ask(Ask::Attach(attach)).await? {
-            Answer::Attached(attached) => Ok((attached, Events { pid: Pid(attach.pid), events })),
+        let ended = Arc::new(OnceLock::new());
+        let subscriber = Subscriber { events: sender, ended: ended.clone() };
+        let subscriber = Some((attach.pid, subscriber));
+        match self.exchange_for(Ask::Attach(attach), None, subscriber).await?.0 {
+            Answer::Attached(attached) => {
+                Ok((attached, Events { pid: Pid(attach.pid), events, ended }))
+            }
             _ => Err(WorldError::Strange),
         }
     }
@@ -234,9 +273,18 @@ impl World {
     }
 
     async fn exchange(&self, ask: Ask, descriptor: Option<OwnedFd>) -> Replied {
+        self.exchange_for(ask, descriptor, None).await
+    }
+
+    async fn exchange_for(
+        &self,
+        ask: Ask,
+        descriptor: Option<OwnedFd>,
+        subscriber: Option<(u32, Subscriber)>,
+    ) -> Replied {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        lock(&self.shared.waiting).insert(id, sender);
+        lock(&self.shared.waiting).insert(id, Waiting { reply: sender, subscriber });
         let _forget = Forget { shared: &self.shared, id };
         self.write(&Request { id, ask: Some(ask) }, descriptor).await?;
         match reply.await.map_err(|_| WorldError::Gone)?? {
@@ -365,8 +413,14 @@ fn deliver(shared: &Shared, message: FromInit, descriptors: &mut Vec<OwnedFd>) {
                 None
             };
             if let Some(waiting) = lock(&shared.waiting).remove(&reply.id) {
+                if let (Some(Answer::Attached(_)), Some((pid, subscriber))) =
+                    (&reply.answer, waiting.subscriber)
+                    && let Some(before) = lock(&shared.subscribers).insert(pid, subscriber)
+                {
+                    before.end(Detachment::Superseded);
+                }
                 let answer = reply.answer.ok_or(WorldError::Strange);
-                let _ = waiting.send(answer.map(|answer| (answer, descriptor)));
+                let _ = waiting.reply.send(answer.map(|answer| (answer, descriptor)));
             }
         }
         Some(Said::Event(event)) => {
@@ -392,9 +446,10 @@ fn publish(shared: &Shared, happened: Happened) {
     };
     let mut subscribers = lock(&shared.subscribers);
     if let Some(subscriber) = subscribers.get(&pid)
-        && subscriber.try_send(happened).is_err()
+        && subscriber.events.try_send(happened).is_err()
+        && let Some(subscriber) = subscribers.remove(&pid)
     {
-        subscribers.remove(&pid);
+        subscriber.end(Detachment::Behind);
     }
 }
 

@@ -56,9 +56,12 @@ pub async fn attend(
     let mut give_up = Instant::now() + DAEMON_PATIENCE;
     loop {
         let outcome = match connected(client.take(), socket).await {
-            Ok(client) => session.serve_once(&client, &mut signals, &mut give_up).await,
+            Ok(client) => session.serve_once(&client, &mut signals).await,
             Err(error) => Err(error),
         };
+        if std::mem::take(&mut session.heard) {
+            give_up = Instant::now() + DAEMON_PATIENCE;
+        }
         match outcome {
             Ok(ended) => return session.finish(ended).await,
             Err(Break::Fatal(failure)) => return Err(failure),
@@ -112,6 +115,8 @@ struct Session {
     stderr: u64,
     /// Outputs that nobody reads here any more.
     closed: Vec<Stream>,
+    /// The program's node spoke on this attachment: patience begins when that breaks.
+    heard: bool,
 }
 
 /// A piece of output on its way to, or back from, the writing thread.
@@ -130,16 +135,21 @@ impl Session {
         std::thread::spawn(move || read_input(&read_sender));
         std::thread::spawn(move || write_output(write_receiver, &written_sender));
         let input = Input::default();
-        let (write, closed) = (Some(write), Vec::new());
-        Self { pid, terminal, input, read, write, written, stdout: 0, stderr: 0, closed }
+        Self {
+            pid,
+            terminal,
+            input,
+            read,
+            write: Some(write),
+            written,
+            stdout: 0,
+            stderr: 0,
+            closed: Vec::new(),
+            heard: false,
+        }
     }
 
-    async fn serve_once(
-        &mut self,
-        client: &Client,
-        signals: &mut Signals,
-        give_up: &mut Instant,
-    ) -> Result<Ended, Break> {
+    async fn serve_once(&mut self, client: &Client, signals: &mut Signals) -> Result<Ended, Break> {
         let request =
             AttachRequest { pid: self.pid, stdout_offset: self.stdout, stderr_offset: self.stderr };
         let options = CallOptions::unlimited().fail_fast();
@@ -162,7 +172,7 @@ impl Session {
                 message = messages.next(self.write.as_ref()) => match message? {
                     None => return Err(broken(&mut opened.reply).await),
                     Some(kind) => {
-                        *give_up = Instant::now() + DAEMON_PATIENCE;
+                        self.heard = true;
                         if let Some(ended) = self.take(kind, &mut opened.sender, signals).await? {
                             return Ok(ended);
                         }

@@ -23,7 +23,7 @@ use unum_proto::process::{
 
 use super::{Attach, PEER_TIME_MAX, Processes, peer_status, to, world_status};
 use crate::registry::system_clock;
-use crate::world::Events;
+use crate::world::{Detachment, Events, WorldError};
 
 /// The longest message on the stream, in bytes.
 const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
@@ -80,25 +80,25 @@ impl Processes {
         let opened = self.shared.client.open::<Attach>(&to(node), request, &options).await;
         let opened = opened.map_err(|error| peer_status(&name, error))?;
         let (mut reply, mut there, mut here) = (opened.reply, opened.sender, opened.receiver);
+        let peer_gone = |error| peer_status(&name, error);
         let forward = async {
-            while let Some(bytes) = receiver.recv().await? {
-                there.send(bytes).await?;
+            while let Some(bytes) = receiver.recv().await.map_err(caller_gone)? {
+                there.send(bytes).await.map_err(peer_gone)?;
             }
             there.finish();
             // The caller has closed its side; the program's side goes on until it ends.
-            std::future::pending::<Result<(), RpcError>>().await
+            std::future::pending::<Result<(), Status>>().await
         };
         let back = async {
-            while let Some(bytes) = here.recv().await? {
-                sender.send(bytes).await?;
+            while let Some(bytes) = here.recv().await.map_err(peer_gone)? {
+                sender.send(bytes).await.map_err(caller_gone)?;
             }
-            Ok::<(), RpcError>(())
+            Ok::<(), Status>(())
         };
-        let carried = tokio::select! {
+        tokio::select! {
             forwarded = forward => forwarded,
             back = back => back,
-        };
-        carried.map_err(|error| peer_status(&name, error))?;
+        }?;
         (&mut reply).await.map_err(|error| peer_status(&name, error))
     }
 
@@ -113,11 +113,26 @@ impl Processes {
         &self,
         incoming: &Incoming,
         request: AttachRequest,
+        sender: StreamSender,
+        receiver: StreamReceiver,
+    ) -> Result<AttachReply, Status> {
+        let pid = Pid(request.pid);
+        let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
+        let reply = self.serve_streams(incoming, request, sender, receiver).await;
+        if let Some(guard) = guard {
+            guard.settle(&reply);
+        }
+        reply
+    }
+
+    async fn serve_streams(
+        &self,
+        incoming: &Incoming,
+        request: AttachRequest,
         mut sender: StreamSender,
         mut receiver: StreamReceiver,
     ) -> Result<AttachReply, Status> {
         let pid = Pid(request.pid);
-        let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
         let ask = AttachAsk {
             pid: pid.0,
             stdout: request.stdout_offset,
@@ -127,14 +142,10 @@ impl Processes {
         };
         let (attached, events) = self.shared.world.attach(ask).await.map_err(world_status)?;
         let from = Attachment::new(&attached, events);
-        let reply = tokio::select! {
+        tokio::select! {
             sent = from.run(&mut sender) => sent,
             taken = self.take_input(incoming, pid, &mut receiver) => taken,
-        };
-        if let Some(guard) = guard {
-            guard.settle(&reply);
         }
-        reply
     }
 
     /// What the caller sends, until it closes its side or detaches.
@@ -145,8 +156,7 @@ impl Processes {
         receiver: &mut StreamReceiver,
     ) -> Result<AttachReply, Status> {
         let mut messages = Messages::default();
-        let closed = |error: RpcError| Status::new(Code::Cancelled, error.to_string());
-        while let Some(bytes) = receiver.recv().await.map_err(closed)? {
+        while let Some(bytes) = receiver.recv().await.map_err(caller_gone)? {
             messages.push(&bytes);
             while let Some(message) = messages.take::<ToProgram>()? {
                 let Some(kind) = message.kind else { continue };
@@ -162,6 +172,11 @@ impl Processes {
         // Closed in order: nothing more comes from there, but the output is still wanted.
         std::future::pending().await
     }
+}
+
+/// The one who attached does not hear us any more.
+fn caller_gone(error: RpcError) -> Status {
+    Status::new(Code::Cancelled, error.to_string())
 }
 
 fn to_init(pid: Pid, uid: u32, kind: to_program::Kind) -> Ask {
@@ -222,7 +237,15 @@ impl Attachment {
                 return Ok(AttachReply {});
             }
         }
-        Err(Status::new(Code::Conflict, "the program's streams were attached to elsewhere"))
+        Err(match self.events.why_ended() {
+            Detachment::Superseded => {
+                Status::new(Code::Conflict, "the program's streams were attached to elsewhere")
+            }
+            Detachment::Behind => {
+                Status::new(Code::Unavailable, "the output was not taken fast enough")
+            }
+            Detachment::WorldEnded => world_status(WorldError::Gone),
+        })
     }
 
     fn has_all(&self, exited: &Exited) -> bool {
@@ -308,8 +331,7 @@ async fn send(sender: &mut StreamSender, kind: from_program::Kind) -> Result<(),
     let mut bytes = BytesMut::with_capacity(4 + message.encoded_len());
     bytes.put_u32(message.encoded_len() as u32);
     message.encode(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
-    let sent = sender.send(bytes.freeze()).await;
-    sent.map_err(|error| Status::new(Code::Cancelled, error.to_string()))
+    sender.send(bytes.freeze()).await.map_err(caller_gone)
 }
 
 /// Cuts a stream's bytes into messages.
