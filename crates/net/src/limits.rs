@@ -52,6 +52,10 @@ pub const LANES_PER_PEER_MAX: usize = 16;
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Connections that have not shown who they are yet.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Connections of one local user: no user keeps the others out.
+pub const CONNECTIONS_PER_USER_MAX: usize = 512;
+/// Machines that ask to join at once, none of which has shown yet that it may.
+pub const JOINS_MAX: usize = 64;
 /// From accepting a connection to its hello.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -76,6 +80,8 @@ pub const REDIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// One attempt to reach one address, handshakes included.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
+const _: () = assert!(CONNECTIONS_PER_USER_MAX < CONNECTIONS_MAX);
+const _: () = assert!(HANDSHAKES_MAX + JOINS_MAX < CONNECTIONS_MAX);
 const _: () = assert!(FRAME_SIZE_MAX < u32::MAX as usize);
 const _: () = assert!(FRAME_HEADER_SIZE_MAX < 1 << 24);
 const _: () = assert!(
