@@ -38,6 +38,9 @@ pub const STREAM_WINDOW_BULK: u32 = 1 << 20;
 pub const STREAM_WINDOW_CONTROL: u32 = 64 << 10;
 /// One piece of a stream, in bytes: other frames pass between pieces.
 pub const STREAM_PIECE_SIZE_MAX: usize = 32 << 10;
+/// Pieces below this are copied out of the buffer that they came in, which may be far larger than
+/// what they cost, in bytes.
+pub const STREAM_PIECE_COPIED_MAX: usize = 16 << 10;
 /// What a piece costs on top of its length, in bytes: many tiny pieces are bounded, too.
 pub const STREAM_PIECE_COST: u32 = 64;
 
