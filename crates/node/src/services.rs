@@ -18,7 +18,7 @@ use unum_core::registry::{Node, State};
 use unum_core::time::Time;
 use unum_net::{Client, Router};
 use unum_proto::ids::{Lane, NodeId};
-use unum_proto::init::{Answer, Ask, List, PidBlock, Shutdown, State as ProgramState};
+use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
 use unum_sys::world::World as WorldStart;
 
@@ -315,15 +315,13 @@ async fn follow_blocks(cluster: Arc<ClusterView>, processes: Processes) {
 /// Lets gossip know how much the services hold.
 async fn report(services: Arc<Services>, world: World) {
     loop {
-        let programs = match world.ask(Ask::List(List {})).await {
-            Ok(Answer::Programs(programs)) => programs.programs,
-            _ => Vec::new(),
+        let running = match world.ask(Ask::Status(StatusAsk {})).await {
+            Ok(Answer::Status(status)) => status.running,
+            _ => 0,
         };
-        let running =
-            programs.iter().filter(|program| program.state() != ProgramState::Exited).count();
         let space = services.replicas.store().store().usage().map(|usage| usage.disk);
         services.cluster.membership.report(|load| {
-            load.programs = running as u32;
+            load.programs = running;
             if let Ok(space) = space {
                 load.storage_total = space.total_bytes;
                 load.storage_free = space.free_bytes;

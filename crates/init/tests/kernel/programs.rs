@@ -191,6 +191,26 @@ fn what_a_program_said_is_for_its_user_alone() {
 }
 
 #[test]
+fn unread_words_of_exited_programs_are_bounded_in_sum() {
+    const PROGRAMS: usize = 64 * 1024 / 200 + 8;
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let mut pids = Vec::new();
+    for _ in 0..PROGRAMS {
+        let pid = spawn(&mut client, with_pipes(&["head", "-c", "204800", "/dev/zero"]));
+        assert_eq!(wait(&mut client, pid).shell_status(), 0);
+        pids.push(pid);
+    }
+    // The bound is seen to now and then.
+    std::thread::sleep(Duration::from_millis(600));
+    let attach = |pid: &u32| Ask::Attach(Attach { pid: *pid, ..Attach::default() });
+    let (fault, _) = refusal(&mut client, attach(pids.first().expect("one")));
+    assert_eq!(fault, Fault::OffsetGone);
+    let newest = client.call(attach(pids.last().expect("one")));
+    assert!(matches!(newest, Ok(Answer::Attached(_))), "{newest:?}");
+}
+
+#[test]
 fn a_closed_standard_input_is_told() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
