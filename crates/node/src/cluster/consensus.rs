@@ -134,7 +134,9 @@ fn on<M: Method>(
                 .node
                 .ok_or_else(|| Status::denied("only nodes take part in consensus"))?;
             if registry.is_outsider(from) {
-                return Err(Status::denied(format!("{from} is no member of this cluster any more")));
+                return Err(Status::denied(format!(
+                    "{from} is no member of this cluster any more"
+                )));
             }
             let answer = registry.answer(from, call(request)).await;
             let answer =

@@ -293,7 +293,8 @@ impl Gossip {
         self.outgoing.extend(effects.outgoing);
         let mut newcomers = false;
         for note in effects.notes {
-            newcomers |= matches!(note, OwnedNotification::MemberUp(_));
+            newcomers |=
+                matches!(note, OwnedNotification::MemberUp(_) | OwnedNotification::Rename(_, _));
             tracing::debug!(?note, "gossip");
         }
         // Who has just come has missed what this node told of its load.

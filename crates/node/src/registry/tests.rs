@@ -30,6 +30,12 @@ struct Wires {
 #[derive(Clone, Default)]
 struct Lan(Arc<Mutex<Wires>>);
 
+impl Lan {
+    fn is_mute(&self, node: NodeId) -> bool {
+        self.0.lock().unwrap().mute.contains(&node)
+    }
+}
+
 struct Port {
     lan: Lan,
     own: NodeId,
@@ -44,12 +50,11 @@ impl Transport for Port {
     ) -> BoxFuture<'static, Result<Answer, Unreached>> {
         let (lan, own) = (self.lan.clone(), self.own);
         async move {
+            if lan.is_mute(own) || lan.is_mute(to) {
+                return silence(to, call, within).await;
+            }
             let peer = {
                 let wires = lan.0.lock().unwrap();
-                if wires.mute.contains(&own) || wires.mute.contains(&to) {
-                    drop(wires);
-                    return silence(to, call, within).await;
-                }
                 let cut = wires.cut.contains(&own) || wires.cut.contains(&to);
                 wires.nodes.get(&to).filter(|_| !cut).cloned()
             };
