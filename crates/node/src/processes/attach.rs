@@ -104,14 +104,14 @@ impl Processes {
     ) -> Result<AttachReply, Status> {
         let pid = Pid(request.pid);
         let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
-        self.may_touch(incoming, pid).await?;
         let ask = AttachAsk {
             pid: pid.0,
             stdout: request.stdout_offset,
             stderr: request.stderr_offset,
             from_oldest: false,
         };
-        let (attached, events) = self.shared.world.attach(ask).await.map_err(world_status)?;
+        let attached = self.shared.world.attach(incoming.caller.uid, ask).await;
+        let (attached, events) = attached.map_err(world_status)?;
         let from = Attachment::new(&attached, events);
         let reply = tokio::select! {
             sent = from.run(&mut sender) => sent,
@@ -130,6 +130,7 @@ impl Processes {
         pid: Pid,
         receiver: &mut StreamReceiver,
     ) -> Result<AttachReply, Status> {
+        let uid = incoming.caller.uid;
         let mut messages = Messages::default();
         let closed = |error: RpcError| Status::new(Code::Cancelled, error.to_string());
         while let Some(bytes) = receiver.recv().await.map_err(closed)? {
@@ -138,31 +139,15 @@ impl Processes {
                 let Some(kind) = message.kind else { continue };
                 if matches!(kind, to_program::Kind::Detach(_)) {
                     let detach = Ask::Detach(Detach { pid: pid.0 });
-                    self.shared.world.ask(detach).await.map_err(world_status)?;
+                    self.shared.world.ask_for(uid, detach).await.map_err(world_status)?;
                     return Ok(AttachReply {});
                 }
-                let ask = to_init(pid, incoming.caller.uid, kind);
-                self.shared.world.tell(ask).await.map_err(world_status)?;
+                let ask = to_init(pid, uid, kind);
+                self.shared.world.tell_for(uid, ask).await.map_err(world_status)?;
             }
         }
         // Closed in order: nothing more comes from there, but the output is still wanted.
         std::future::pending().await
-    }
-
-    /// Only the program's user, and root, may see what it says.
-    async fn may_touch(&self, incoming: &Incoming, pid: Pid) -> Result<(), Status> {
-        let ask = Signal {
-            pid: pid.0,
-            target: Target::Process as i32,
-            signal: 0,
-            uid: incoming.caller.uid,
-        };
-        match self.shared.world.ask(Ask::Signal(ask)).await {
-            Ok(_) => Ok(()),
-            // It has ended; unum-init still has what it said.
-            Err(error) if error.fault() == Some(unum_proto::init::Fault::NoSuchProcess) => Ok(()),
-            Err(error) => Err(world_status(error)),
-        }
     }
 }
 
