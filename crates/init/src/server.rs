@@ -285,6 +285,10 @@ impl World {
             return Err(failed(Fault::Version, 0, "say Hello first"));
         }
         let to = ReplyTo { connection: connection.token(), request: request.id };
+        if let (Some(user), Some(pid)) = (request.user, streams_concerned(&ask)) {
+            self.may_have_streams(user, pid)?;
+        }
+        let Some(connection) = &mut self.connection else { return Ok(None) };
         let done = Ok(Some(Answer::Done(Done {})));
         match ask {
             Ask::Hello(hello) => self.hello(hello).map(|h| Some(Answer::Hello(h))),
@@ -812,17 +816,21 @@ impl World {
         self.programs.get_mut(&key).ok_or_else(|| no_such_process(pid))
     }
 
-    /// The program, for what only its starter and root may do. What it has become since, by a
-    /// setuid program, does not take its terminal from its starter.
+    /// The program, for what only its starter and root may do.
     fn program_for(&mut self, pid: u32, uid: u32) -> Result<&mut Program, Failed> {
-        let program = self.program_of(pid)?;
-        match uid == 0 || uid == program.uid {
-            true => Ok(program),
-            false => {
-                let why = format!("process {pid} belongs to another user");
-                Err(failed(Fault::NotPermitted, rustix::io::Errno::PERM.raw_os_error(), why))
-            }
+        self.may_have_streams(uid, pid)?;
+        self.program_of(pid)
+    }
+
+    /// What the program has become since, by a setuid program, plays no part; nor does who has its
+    /// PID now.
+    fn may_have_streams(&self, user: u32, pid: u32) -> Result<(), Failed> {
+        let owner = self.programs.get(&self.key_of(pid)?).map(|program| program.uid);
+        if user == 0 || owner == Some(user) {
+            return Ok(());
         }
+        let why = format!("program {pid} was not started by user {user}");
+        Err(failed(Fault::NotPermitted, rustix::io::Errno::PERM.raw_os_error(), why))
     }
 
     fn attach(&mut self, attach: Attach, id: u64) -> Result<(), Failed> {
@@ -1089,6 +1097,19 @@ impl World {
                 connection.send(&FromInit::event(Happened::InputState(state)), None);
             }
         }
+    }
+}
+
+/// The program with whose streams the request has to do.
+fn streams_concerned(ask: &Ask) -> Option<u32> {
+    match ask {
+        Ask::Attach(attach) => Some(attach.pid),
+        Ask::Detach(detach) => Some(detach.pid),
+        Ask::Input(input) => Some(input.pid),
+        Ask::Ack(ack) => Some(ack.pid),
+        Ask::Resize(resize) => Some(resize.pid),
+        Ask::Hangup(hangup) => Some(hangup.pid),
+        _ => None,
     }
 }
 

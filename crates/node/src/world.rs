@@ -101,11 +101,12 @@ struct Frame {
     descriptor: Option<OwnedFd>,
 }
 
+/// A request that waits for its reply.
 struct Waiting {
     reply: oneshot::Sender<Replied>,
     /// Takes the program's events from the reply on, if that is no refusal: whoever may not attach
     /// takes nothing from who did.
-    subscriber: Option<(u32, Subscriber)>,
+    subscribes: Option<(u32, Subscriber)>,
 }
 
 struct Subscriber {
@@ -212,22 +213,32 @@ async fn greet(
 impl World {
     /// Asks and waits for the answer; a refusal is an error.
     pub async fn ask(&self, ask: Ask) -> Result<Answer, WorldError> {
-        self.exchange(ask, None).await.map(|(answer, _)| answer)
+        self.exchange(ask.into(), None, None).await.map(|(answer, _)| answer)
     }
 
-    /// Tells without waiting for an answer.
-    pub async fn tell(&self, ask: Ask) -> Result<(), WorldError> {
-        self.write(&Request::from(ask), None).await
+    /// Asks on behalf of a user, who may only have to do with the streams of his own programs.
+    pub async fn ask_for(&self, user: u32, ask: Ask) -> Result<Answer, WorldError> {
+        self.exchange(on_behalf(user, ask), None, None).await.map(|(answer, _)| answer)
     }
 
-    /// Turns on the events of a program. Whoever had them has them no longer.
-    pub async fn attach(&self, attach: Attach) -> Result<(Attached, Events), WorldError> {
+    /// Tells without waiting for an answer, on behalf of a user.
+    pub async fn tell_for(&self, user: u32, ask: Ask) -> Result<(), WorldError> {
+        self.write(&on_behalf(user, ask), None).await
+    }
+
+    /// Turns on the events of a program for a user. Whoever had them has them no longer.
+    pub async fn attach(
+        &self,
+        user: u32,
+        attach: Attach,
+    ) -> Result<(Attached, Events), WorldError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let ended = Arc::new(OnceLock::new());
         let subscriber = Subscriber { events: sender, ended: ended.clone() };
-        let subscriber = Some((attach.pid, subscriber));
-        match self.exchange_for(Ask::Attach(attach), None, subscriber).await?.0 {
-            Answer::Attached(attached) => {
+        let subscribes = Some((attach.pid, subscriber));
+        let request = on_behalf(user, Ask::Attach(attach));
+        match self.exchange(request, None, subscribes).await? {
+            (Answer::Attached(attached), _) => {
                 Ok((attached, Events { pid: Pid(attach.pid), events, ended }))
             }
             _ => Err(WorldError::Strange),
@@ -242,13 +253,13 @@ impl World {
         descriptor: OwnedFd,
     ) -> Result<(), WorldError> {
         let keep = Keep { name: name.to_owned(), note: note.into(), descriptor: true };
-        self.exchange(Ask::Keep(keep), Some(descriptor)).await.map(drop)
+        self.exchange(Ask::Keep(keep).into(), Some(descriptor), None).await.map(drop)
     }
 
     /// What an earlier daemon left under the name.
     pub async fn fetch(&self, name: &str) -> Result<Option<(Bytes, OwnedFd)>, WorldError> {
         let fetch = Fetch { name: name.to_owned() };
-        match self.exchange(Ask::Fetch(fetch), None).await {
+        match self.exchange(Ask::Fetch(fetch).into(), None, None).await {
             Ok((Answer::Kept(kept), Some(descriptor))) => Ok(Some((kept.note, descriptor))),
             Ok((Answer::Kept(_), None)) => Ok(None),
             Ok(_) => Err(WorldError::Strange),
@@ -272,22 +283,18 @@ impl World {
         let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    async fn exchange(&self, ask: Ask, descriptor: Option<OwnedFd>) -> Replied {
-        self.exchange_for(ask, descriptor, None).await
-    }
-
-    async fn exchange_for(
+    async fn exchange(
         &self,
-        ask: Ask,
+        request: Request,
         descriptor: Option<OwnedFd>,
-        subscriber: Option<(u32, Subscriber)>,
+        subscribes: Option<(u32, Subscriber)>,
     ) -> Replied {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, reply) = oneshot::channel();
-        lock(&self.shared.waiting).insert(id, Waiting { reply: sender, subscriber });
+        let (reply, replied) = oneshot::channel();
+        lock(&self.shared.waiting).insert(id, Waiting { reply, subscribes });
         let _forget = Forget { shared: &self.shared, id };
-        self.write(&Request { id, ask: Some(ask) }, descriptor).await?;
-        match reply.await.map_err(|_| WorldError::Gone)?? {
+        self.write(&Request { id, ..request }, descriptor).await?;
+        match replied.await.map_err(|_| WorldError::Gone)?? {
             (Answer::Failed(failed), _) => Err(WorldError::Refused(failed)),
             replied => Ok(replied),
         }
@@ -309,6 +316,10 @@ impl World {
         let sent = self.shared.writes.send(Frame { bytes, descriptor }).await;
         sent.map_err(|_| WorldError::Gone)
     }
+}
+
+fn on_behalf(user: u32, ask: Ask) -> Request {
+    Request { user: Some(user), ..Request::from(ask) }
 }
 
 /// Removes a request whose asker has gone.
@@ -414,7 +425,7 @@ fn deliver(shared: &Shared, message: FromInit, descriptors: &mut Vec<OwnedFd>) {
             };
             if let Some(waiting) = lock(&shared.waiting).remove(&reply.id) {
                 if let (Some(Answer::Attached(_)), Some((pid, subscriber))) =
-                    (&reply.answer, waiting.subscriber)
+                    (&reply.answer, waiting.subscribes)
                     && let Some(before) = lock(&shared.subscribers).insert(pid, subscriber)
                 {
                     before.end(Detachment::Superseded);
@@ -455,4 +466,58 @@ fn publish(shared: &Shared, happened: Happened) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use unum_proto::init::{Hello, Output};
+
+    use super::*;
+
+    /// Answers as unum-init does: one user may attach, then another may not.
+    async fn init(mut stream: UnixStream) {
+        let mut decoder = Decoder::default();
+        let mut asked = 0;
+        let mut buffer = vec![0; 4096];
+        loop {
+            let read = stream.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                return;
+            }
+            decoder.push(&buffer[..read]);
+            while let Some(request) = decoder.take::<Request>().unwrap() {
+                asked += 1;
+                let hello = Hello { version: PROTOCOL_VERSION, ..Hello::default() };
+                let denied = Failed { fault: Fault::NotPermitted as i32, ..Failed::default() };
+                let answer = match asked {
+                    1 => Answer::Hello(hello),
+                    2 => Answer::Attached(Attached::default()),
+                    _ => Answer::Failed(denied),
+                };
+                let mut bytes = BytesMut::new();
+                encode(&FromInit::reply(request.id, answer), &mut bytes).unwrap();
+                if asked > 2 {
+                    let output = Output { pid: 7, ..Output::default() };
+                    encode(&FromInit::event(Happened::Output(output)), &mut bytes).unwrap();
+                }
+                stream.write_all(&bytes).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_may_not_attach_takes_nothing_from_whoever_is_attached() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let init = tokio::spawn(init(there));
+        let (world, driver) = greet(here, PathBuf::from("test")).await.unwrap();
+        let driver = tokio::spawn(driver);
+        let attach = Attach { pid: 7, ..Attach::default() };
+        let (_, mut events) = world.attach(1000, attach).await.unwrap();
+        let denied = world.attach(1001, attach).await.err().and_then(|error| error.fault());
+        assert_eq!(denied, Some(Fault::NotPermitted));
+        assert!(matches!(events.next().await, Some(Happened::Output(_))));
+        driver.abort();
+        init.abort();
+    }
 }

@@ -45,6 +45,10 @@ pub struct Request {
         tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub ask: Option<Ask>,
+    /// On whose behalf, for what concerns a program's streams: root, or the user who started it,
+    /// whoever has its PID by now. None: the daemon's own.
+    #[prost(uint32, optional, tag = "100")]
+    pub user: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -722,7 +726,7 @@ pub struct PidsLow {
 impl From<Ask> for Request {
     /// A one-way request.
     fn from(ask: Ask) -> Self {
-        Request { id: 0, ask: Some(ask) }
+        Request { id: 0, ask: Some(ask), user: None }
     }
 }
 
@@ -809,7 +813,7 @@ mod tests {
 
     fn signal(id: u64, pid: u32) -> Request {
         let signal = Signal { pid, target: 2, signal: 15, uid: 1000 };
-        Request { id, ask: Some(Ask::Signal(signal)) }
+        Request { id, ask: Some(Ask::Signal(signal)), user: None }
     }
 
     #[test]
@@ -831,7 +835,7 @@ mod tests {
         let newer = [0, 0, 0, 5, 8, 7, 0x9a, 6, 0];
         let mut decoder = Decoder::default();
         decoder.push(&newer);
-        assert_eq!(taken(&mut decoder), Ok(vec![Request { id: 7, ask: None }]));
+        assert_eq!(taken(&mut decoder), Ok(vec![Request { id: 7, ..Request::default() }]));
     }
 
     proptest! {

@@ -272,6 +272,33 @@ fn a_user_signals_only_what_is_his() {
 }
 
 #[test]
+fn the_streams_of_a_program_are_its_users() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let pid = spawn(&mut client, Spawn { uid: 1234, gid: 1234, ..with_pipes(&["cat"]) });
+    let attach = Ask::Attach(Attach { pid, ..Attach::default() });
+    let bytes = bytes::Bytes::from_static(b"x");
+    let input = Ask::Input(Input { pid, offset: 0, bytes, eof: true });
+    let ack = Ask::Ack(Ack { pid, stream: Stream::Stdout as i32, offset: 0 });
+    let resize = Ask::Resize(Resize { pid, rows: 1, cols: 1 });
+    let detach = Ask::Detach(Detach { pid });
+    let hang_up = Ask::Hangup(Hangup { pid });
+    for ask in [attach.clone(), input.clone(), ack, resize, detach, hang_up] {
+        match client.call_for(4321, ask) {
+            Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    assert!(matches!(client.call_for(0, attach.clone()), Ok(Answer::Attached(_))));
+    assert!(matches!(client.call_for(1234, attach.clone()), Ok(Answer::Attached(_))));
+    assert!(client.call_for(1234, input).is_ok());
+    assert_eq!(wait(&mut client, pid).shell_status(), 0);
+    // The same when it has ended: its output is kept, for its user.
+    assert!(matches!(client.call_for(4321, attach.clone()), Err(ClientError::Refused(_))));
+    assert!(matches!(client.call_for(1234, attach), Ok(Answer::Attached(_))));
+}
+
+#[test]
 fn no_pid_leaves_a_small_block() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.connect();

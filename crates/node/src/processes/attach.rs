@@ -140,7 +140,8 @@ impl Processes {
             from_oldest: false,
             uid: incoming.caller.uid,
         };
-        let (attached, events) = self.shared.world.attach(ask).await.map_err(world_status)?;
+        let attached = self.shared.world.attach(incoming.caller.uid, ask).await;
+        let (attached, events) = attached.map_err(world_status)?;
         let from = Attachment::new(&attached, events);
         tokio::select! {
             sent = from.run(&mut sender) => sent,
@@ -155,6 +156,7 @@ impl Processes {
         pid: Pid,
         receiver: &mut StreamReceiver,
     ) -> Result<AttachReply, Status> {
+        let uid = incoming.caller.uid;
         let mut messages = Messages::default();
         while let Some(bytes) = receiver.recv().await.map_err(caller_gone)? {
             messages.push(&bytes);
@@ -162,11 +164,11 @@ impl Processes {
                 let Some(kind) = message.kind else { continue };
                 if matches!(kind, to_program::Kind::Detach(_)) {
                     let detach = Ask::Detach(Detach { pid: pid.0 });
-                    self.shared.world.ask(detach).await.map_err(world_status)?;
+                    self.shared.world.ask_for(uid, detach).await.map_err(world_status)?;
                     return Ok(AttachReply {});
                 }
-                let ask = to_init(pid, incoming.caller.uid, kind);
-                self.shared.world.tell(ask).await.map_err(world_status)?;
+                let ask = to_init(pid, uid, kind);
+                self.shared.world.tell_for(uid, ask).await.map_err(world_status)?;
             }
         }
         // Closed in order: nothing more comes from there, but the output is still wanted.
