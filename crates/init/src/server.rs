@@ -300,7 +300,7 @@ impl World {
             Ask::Ack(ack) => self.ack(ack.pid, ack.stream(), ack.offset).and(done),
             Ask::Signal(signal) => self.signal(signal, to),
             Ask::Resize(resize) => self.resize(resize).and(done),
-            Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid, hangup.uid).and(done),
+            Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid).and(done),
             Ask::CloseOutput(close) => self.close_output(close).and(done),
             Ask::Wait(wait) => self.wait(wait.pid, wait.forget, request.id),
             Ask::List(_) => Ok(Some(Answer::Programs(self.list()))),
@@ -816,12 +816,6 @@ impl World {
         self.programs.get_mut(&key).ok_or_else(|| no_such_process(pid))
     }
 
-    /// The program, for what only its starter and root may do.
-    fn program_for(&mut self, pid: u32, uid: u32) -> Result<&mut Program, Failed> {
-        self.may_have_streams(uid, pid)?;
-        self.program_of(pid)
-    }
-
     /// What the program has become since, by a setuid program, plays no part; nor does who has its
     /// PID now.
     fn may_have_streams(&self, user: u32, pid: u32) -> Result<(), Failed> {
@@ -835,7 +829,7 @@ impl World {
 
     fn attach(&mut self, attach: Attach, id: u64) -> Result<(), Failed> {
         let key = self.key_of(attach.pid)?;
-        let program = self.program_for(attach.pid, attach.uid)?;
+        let program = self.program_of(attach.pid)?;
         let wanted = |offset| (!attach.from_oldest).then_some(offset);
         let gone = |e: crate::stream::NotHeld| {
             let why = format!("only the bytes {} to {} are held", e.oldest, e.end);
@@ -945,9 +939,9 @@ impl World {
         pty::resize(terminal, rows, cols).map_err(system("resize the terminal"))
     }
 
-    fn hang_up_by_pid(&mut self, pid: u32, uid: u32) -> Result<(), Failed> {
+    fn hang_up_by_pid(&mut self, pid: u32) -> Result<(), Failed> {
         let key = self.key_of(pid)?;
-        self.program_for(pid, uid)?;
+        self.program_of(pid)?;
         self.hang_up(key);
         Ok(())
     }

@@ -245,9 +245,6 @@ pub struct Attach {
     /// Ignore the two offsets and begin with the oldest byte held.
     #[prost(bool, tag = "4")]
     pub from_oldest: bool,
-    /// On whose behalf: root, or the user who started the program, whoever it has become since.
-    #[prost(uint32, tag = "5")]
-    pub uid: u32,
 }
 
 /// Nobody reads the stream any more: the program's next write to it fails as into a closed pipe.
@@ -332,9 +329,6 @@ pub struct Resize {
 pub struct Hangup {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
-    /// On whose behalf: root, or the user who started the program.
-    #[prost(uint32, tag = "2")]
-    pub uid: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -136,7 +136,7 @@ fn an_unread_stream_stops_its_program_and_no_other() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
     let flood = spawn(&mut client, with_pipes(&["yes"]));
-    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true, uid: 0 };
+    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true };
     assert!(client.call(Ask::Attach(attach)).is_ok());
     let mut got = 0;
     while let Some(event) = client.event(Duration::from_millis(300)).expect("an event") {
@@ -169,25 +169,6 @@ fn a_closed_output_is_a_closed_pipe_to_its_program() {
     let statuses: Vec<&str> = told.lines().filter(|line| line.parse::<u8>().is_ok()).collect();
     assert_eq!(statuses, ["141", "1"], "{told}");
     assert_eq!(session.exited.map(|e| e.shell_status()), Some(3));
-}
-
-#[test]
-fn what_a_program_said_is_for_its_user_alone() {
-    let Some(world) = TestWorld::start() else { return };
-    let mut client = world.ready();
-    let own = |uid| Spawn { uid, gid: uid, ..with_pipes(&["echo", "secret"]) };
-    let pid = spawn(&mut client, own(1000));
-    assert_eq!(wait(&mut client, pid).shell_status(), 0);
-    let attach = |uid| Attach { pid, uid, from_oldest: true, ..Attach::default() };
-    for ask in [Ask::Attach(attach(1001)), Ask::Hangup(Hangup { pid, uid: 1001 })] {
-        match client.call(ask) {
-            Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),
-            other => panic!("not refused: {other:?}"),
-        }
-    }
-    for uid in [1000, 0] {
-        assert!(matches!(client.call(Ask::Attach(attach(uid))), Ok(Answer::Attached(_))));
-    }
 }
 
 #[test]

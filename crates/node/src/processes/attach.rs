@@ -138,7 +138,6 @@ impl Processes {
             stdout: request.stdout_offset,
             stderr: request.stderr_offset,
             from_oldest: false,
-            uid: incoming.caller.uid,
         };
         let attached = self.shared.world.attach(incoming.caller.uid, ask).await;
         let (attached, events) = attached.map_err(world_status)?;

@@ -125,17 +125,17 @@ impl Processes {
             Ask::Signal(SignalAsk { pid: pid.0, target: target as i32, signal, uid })
         };
         match request.scope() {
-            SignalScope::Process => self.tell_init(pid, ask(Target::Process, signal)).await?,
-            SignalScope::Group => self.tell_init(pid, ask(Target::Group, signal)).await?,
+            SignalScope::Process => self.tell_init(pid, uid, ask(Target::Process, signal)).await?,
+            SignalScope::Group => self.tell_init(pid, uid, ask(Target::Group, signal)).await?,
             SignalScope::Session => {
-                self.tell_init(pid, Ask::Hangup(Hangup { pid: pid.0, uid })).await?;
+                self.tell_init(pid, uid, Ask::Hangup(Hangup { pid: pid.0 })).await?;
             }
         }
         Ok(SignalReply {})
     }
 
-    async fn tell_init(&self, pid: Pid, ask: Ask) -> Result<(), Status> {
-        match self.shared.world.ask(ask).await {
+    async fn tell_init(&self, pid: Pid, uid: u32, ask: Ask) -> Result<(), Status> {
+        match self.shared.world.ask_for(uid, ask).await {
             Ok(_) => Ok(()),
             Err(error) if error.fault() == Some(Fault::NoSuchProcess) => Err(no_such_process(pid)),
             Err(error) => Err(world_status(error)),
