@@ -98,7 +98,8 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         // A fault ordered for a dead machine would strike its next boot instead.
         Trouble::CrashInSync | Trouble::DiskError if world.registry(node).is_none() => {}
         // A majority that may have forgotten elects nobody: one at a time.
-        Trouble::CrashInSync | Trouble::Rot | Trouble::Amnesia if !is_sound(world) => {}
+        Trouble::CrashInSync | Trouble::DiskError | Trouble::Rot | Trouble::Amnesia
+            if !is_sound(world) => {}
         Trouble::DiskError => disk_error(world, node),
         Trouble::Rot => {
             world.crash(node);
@@ -248,16 +249,23 @@ async fn amnesia(world: &Arc<World>) {
     let others: Vec<NodeId> =
         registry.standing().voters.into_iter().filter(|node| *node != first).collect();
     let Some(forgetful) = world.draw(|rng| others.choose(rng).copied()) else { return };
-    let absent = others.iter().filter(|node| **node != forgetful).take(others.len() / 2);
+    let absent: Vec<NodeId> =
+        others.iter().filter(|node| **node != forgetful).take(others.len() / 2).copied().collect();
     world.set_weather(Weather::CALM);
-    world.set_groups(Groups(absent.map(|node| (*node, 1)).collect()));
+    world.set_groups(Groups(absent.iter().map(|node| (*node, 1)).collect()));
     world.note(format!("only just enough nodes follow {first}"));
-    let pause = world.draw(|rng| rng.random_range(100..600));
+    let pause = world.draw(|rng| rng.random_range(20..400));
     SimRuntime::sleep(Duration::from_millis(pause)).await;
+    let put = wire::PutValue { key: "remember".into(), value: "me".into() };
+    let id = RequestId { lane: Lane(world.draw(|rng| rng.random())), seq: 1 };
+    let within = Duration::from_millis(400);
+    let outcome = registry.propose_within(id, Kind::PutValue(put), within).await;
+    world.note(format!("{first} acknowledges: {outcome:?}"));
     world.crash(forgetful);
     world.rot_log(forgetful);
-    world.set_groups(Groups([(first, 1)].into()));
-    world.note(format!("{first} is cut off"));
+    let group = |node: &NodeId| u8::from(*node == forgetful || absent.contains(node));
+    world.set_groups(Groups(world.nodes().iter().map(|node| (*node, group(node))).collect()));
+    world.note(format!("those who remember are cut off from {forgetful} and {absent:?}"));
     world.boot(forgetful).await;
     world.come_up(forgetful);
     SimRuntime::sleep(Duration::from_millis(1800)).await;
