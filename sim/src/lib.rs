@@ -15,6 +15,7 @@ pub mod linear;
 pub mod monitor;
 pub mod net;
 pub mod run;
+pub mod tree;
 pub mod values;
 pub mod world;
 

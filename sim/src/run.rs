@@ -36,6 +36,7 @@ pub enum Flaw {
     LyingSync,
     ForgetReplies,
     BarrierWithoutQuorum,
+    IgnoreSuspicion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use unum_node::registry::mutation::Mutation;
 use unum_node::registry::offload::Offload;
 use unum_node::registry::transport::Call;
 use unum_node::registry::{Options, RegistryOn, Timing};
-use unum_node::store::disk::{Disk, SimDisk};
+use unum_node::store::disk::{Disk, Open, SimDisk};
 use unum_node::store::journal::JournalOptions;
 use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
@@ -33,6 +33,8 @@ pub const DISK_BYTES: u64 = 256 << 20;
 /// Small, so that segments and snapshots come and go within a run.
 const SEGMENT_BYTES: u64 = 32 << 10;
 const SNAPSHOT_ENTRIES: u64 = 120;
+/// Entries between two looks at the whole file tree.
+const TREE_CHECK_ENTRIES: u64 = 16;
 /// Virtual time begins here, in seconds since 1970.
 const DAWN: u64 = 1_800_000_000;
 
@@ -227,14 +229,26 @@ impl World {
             observe: Some(Arc::new(move |entry| {
                 if witness.is_alive(node, life) {
                     witness.inner().monitor.applied(node, entry);
+                    if entry.log_id.index.is_multiple_of(TREE_CHECK_ENTRIES) {
+                        witness.check_tree(node);
+                    }
                 }
             })),
             mutation: match self.plan.flaw {
                 Flaw::ForgetReplies => Mutation::ForgetReplies,
                 Flaw::BarrierWithoutQuorum => Mutation::BarrierWithoutQuorum,
+                Flaw::IgnoreSuspicion => Mutation::IgnoreSuspicion,
                 Flaw::None | Flaw::LyingSync => Mutation::None,
             },
             ..Options::new(node, disk, port)
+        }
+    }
+
+    fn check_tree(&self, node: NodeId) {
+        let Some(registry) = self.registry(node) else { return };
+        let faults = registry.read(|state| state.tree().check());
+        if let Some(fault) = faults.first() {
+            self.violated(format!("the file tree on {node} is inconsistent: {fault}"));
         }
     }
 
@@ -253,6 +267,48 @@ impl World {
         if let Some(ghost) = ghost {
             // What is left of it can neither write nor send any more.
             drop(SimRuntime::spawn(async move { ghost.shutdown().await }));
+        }
+    }
+
+    /// Starts the node's daemon anew; its machine keeps running.
+    pub async fn restart(self: &Arc<Self>, node: NodeId) {
+        self.note(format!("the daemon of {node} starts anew"));
+        let registry = {
+            let mut inner = self.inner();
+            inner.machines.get_mut(&node).and_then(|machine| machine.registry.take())
+        };
+        if let Some(registry) = registry {
+            registry.shutdown().await;
+        }
+        self.boot(node).await;
+        self.come_up(node);
+    }
+
+    /// Damages the end of a powerless node's log: what it had acknowledged last.
+    pub fn rot_log(&self, node: NodeId) {
+        self.rot(node, "log", |size, rng| size.saturating_sub(rng.random_range(1..8)));
+    }
+
+    pub fn rot_snapshot(&self, node: NodeId) {
+        self.rot(node, "snapshots", |size, rng| rng.random_range(0..size.max(1)));
+    }
+
+    /// Flips a bit in the directory's last file.
+    fn rot(&self, node: NodeId, dir: &str, at: impl FnOnce(u64, &mut StdRng) -> u64) {
+        let Some(disk) = self.disk(node) else { return };
+        let last = || {
+            let dir = disk.disk().dir(dir).ok()?;
+            let mut names = dir.list().ok()?;
+            names.retain(|name| name.starts_with("snapshot-") || name.ends_with(".journal"));
+            names.sort();
+            let name = names.pop()?;
+            let size = dir.open(&name, Open::Existing).ok()?.size().ok()?;
+            Some((name, size))
+        };
+        let Some((name, size)) = last() else { return };
+        let offset = self.draw(|rng| at(size, rng));
+        if disk.rot(&format!("{dir}/{name}"), offset, 1) {
+            self.note(format!("{dir}/{name} of {node} rots at {offset} of {size}"));
         }
     }
 

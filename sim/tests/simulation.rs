@@ -54,6 +54,14 @@ fn a_barrier_without_a_quorum_is_found() {
 }
 
 #[test]
+fn a_vote_of_the_forgetful_is_found() {
+    is_found(
+        Flaw::IgnoreSuspicion,
+        &["different", "not linearizable", "ran twice", "a barrier on"],
+    );
+}
+
+#[test]
 fn a_failure_says_how_to_replay_it() {
     let failure = run(Plan::new(3).with(Flaw::ForgetReplies)).unwrap_err();
     assert!(failure.to_string().contains("cargo run -p sim -- --seed 3 --trace"));

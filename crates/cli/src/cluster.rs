@@ -78,6 +78,9 @@ pub fn nodes(socket: &Path, out: &Output) -> Result<()> {
     let reply = block_on(async {
         Daemon::connect(socket).await?.call::<ListNodes>(NodesRequest {}).await
     })?;
+    if reply.no_quorum {
+        out.note("no majority of the voters answers: this is what this node knew last");
+    }
     let rows: Vec<NodeRow> = reply.nodes.iter().map(NodeRow::from).collect();
     out.list(&rows, || nodes_table(&reply.nodes, &rows, out))
 }
@@ -92,6 +95,8 @@ fn nodes_table(nodes: &[Node], rows: &[NodeRow], out: &Output) -> Table {
             (false, true) => "voter",
             (false, false) => "-",
         };
+        // A node that has not told its load yet.
+        let told = row.memory_free_bytes > 0;
         table.row([
             row.id.to_string(),
             row.name.clone(),
@@ -99,8 +104,8 @@ fn nodes_table(nodes: &[Node], rows: &[NodeRow], out: &Output) -> Table {
             row.role.into(),
             vote.into(),
             row.cores.to_string(),
-            format!("{:.2}", row.load),
-            format!("{}M", row.memory_free_bytes / MIB),
+            told.then(|| format!("{:.2}", row.load)).unwrap_or_else(|| "-".into()),
+            told.then(|| format!("{}M", row.memory_free_bytes / MIB)).unwrap_or_else(|| "-".into()),
             row.processes.to_string(),
             row.address.clone(),
         ]);
@@ -194,7 +199,10 @@ fn status_text(status: &StatusReply, out: &Output) -> String {
     } else {
         lines.extend(member_lines(status));
     }
-    lines.extend(status.warnings.iter().map(|text| out.tone(Tone::Warning, &format!("! {text}"))));
+    for text in &status.warnings {
+        let wrapped = wrap("!", text, " ");
+        lines.extend(wrapped.iter().map(|line| out.tone(Tone::Warning, line)));
+    }
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
@@ -230,11 +238,16 @@ fn survival_lines(status: &StatusReply) -> Vec<String> {
         true => format!("the loss of {}", count_of(status.losses_survivable, "more node")),
         false => told.to_string(),
     };
-    let mut lines = vec![String::from("survives ")];
+    wrap("survives ", &text, "         ")
+}
+
+/// Text in lines that fit, the first after `first`, the others after `next`.
+fn wrap(first: &str, text: &str, next: &str) -> Vec<String> {
+    let mut lines = vec![String::from(first)];
     for word in text.split_whitespace() {
         let length = lines.last().map_or(0, |line| line.chars().count());
         if length + 1 + word.chars().count() > crate::output::TABLE_WIDTH_MAX {
-            lines.push(String::from("         "));
+            lines.push(String::from(next));
         }
         if let Some(line) = lines.last_mut() {
             line.push(' ');

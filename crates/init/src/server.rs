@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use unum_proto::init::{
-    Answer, Ask, Attach, Attached, Continued, Done, EXIT_RECORDS_MAX, Exited, FRAME_SIZE_MAX,
-    Failed, Fault, FromInit, Graft, Happened, Hello, HelloAsk, Input, Output as OutputEvent,
-    PROTOCOL_VERSION, PidsLow, Programs, Request, Resize, SetBlocks, Signal, Spawn, Spawned,
-    Status, Stdio, Stopped, Stream, Target,
+    Answer, Ask, Attach, Attached, CloseOutput, Continued, Done, EXIT_RECORDS_MAX, Exited,
+    FRAME_SIZE_MAX, Failed, Fault, FromInit, Graft, Happened, Hello, HelloAsk, Input,
+    Output as OutputEvent, PROTOCOL_VERSION, PidsLow, Programs, Request, Resize, SetBlocks, Signal,
+    Spawn, Spawned, Status, Stdio, Stopped, Stream, Target,
 };
 use unum_sys::pids::{self, PidCursor};
 use unum_sys::process::{self, Change, Exit, Heard, Rlimit, SignalFd, StartFailure, Word};
@@ -35,6 +35,9 @@ const RUNNING_MAX: usize = 8192;
 
 /// Deferred answers of one connection.
 const WAITS_MAX: usize = 16_384;
+
+/// Output of exited programs that nobody has fetched, in bytes.
+const UNREAD_SIZE_MAX: usize = 64 << 20;
 
 /// Between two looks at what is not urgent.
 const SLOW_TICK: Duration = Duration::from_millis(250);
@@ -283,7 +286,7 @@ impl World {
         }
         let to = ReplyTo { connection: connection.token(), request: request.id };
         if let (Some(user), Some(pid)) = (request.user, streams_concerned(&ask)) {
-            self.may_have_streams(user, pid)?;
+            self.program_for(pid, user)?;
         }
         let Some(connection) = &mut self.connection else { return Ok(None) };
         let done = Ok(Some(Answer::Done(Done {})));
@@ -297,7 +300,8 @@ impl World {
             Ask::Ack(ack) => self.ack(ack.pid, ack.stream(), ack.offset).and(done),
             Ask::Signal(signal) => self.signal(signal, to),
             Ask::Resize(resize) => self.resize(resize).and(done),
-            Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid).and(done),
+            Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid, hangup.uid).and(done),
+            Ask::CloseOutput(close) => self.close_output(close).and(done),
             Ask::Wait(wait) => self.wait(wait.pid, wait.forget, request.id),
             Ask::List(_) => Ok(Some(Answer::Programs(self.list()))),
             Ask::Keep(keep) => {
@@ -812,20 +816,22 @@ impl World {
         self.programs.get_mut(&key).ok_or_else(|| no_such_process(pid))
     }
 
-    /// What the program has become since, by a setuid program, plays no part; nor does who has its
-    /// PID now.
-    fn may_have_streams(&self, user: u32, pid: u32) -> Result<(), Failed> {
-        let owner = self.programs.get(&self.key_of(pid)?).map(|program| program.uid);
-        if user == 0 || owner == Some(user) {
-            return Ok(());
+    /// The program, for what only its starter and root may do. What it has become since, by a
+    /// setuid program, does not take its terminal from its starter.
+    fn program_for(&mut self, pid: u32, uid: u32) -> Result<&mut Program, Failed> {
+        let program = self.program_of(pid)?;
+        match uid == 0 || uid == program.uid {
+            true => Ok(program),
+            false => {
+                let why = format!("process {pid} belongs to another user");
+                Err(failed(Fault::NotPermitted, rustix::io::Errno::PERM.raw_os_error(), why))
+            }
         }
-        let why = format!("program {pid} was not started by user {user}");
-        Err(failed(Fault::NotPermitted, rustix::io::Errno::PERM.raw_os_error(), why))
     }
 
     fn attach(&mut self, attach: Attach, id: u64) -> Result<(), Failed> {
         let key = self.key_of(attach.pid)?;
-        let program = self.program_of(attach.pid)?;
+        let program = self.program_for(attach.pid, attach.uid)?;
         let wanted = |offset| (!attach.from_oldest).then_some(offset);
         let gone = |e: crate::stream::NotHeld| {
             let why = format!("only the bytes {} to {} are held", e.oldest, e.end);
@@ -871,6 +877,18 @@ impl World {
         match self.program_of(pid)?.streams.output(stream) {
             Some(output) => output.ack(offset),
             None => return Err(failed(Fault::BadRequest, 0, "input is not acknowledged")),
+        }
+        Ok(())
+    }
+
+    fn close_output(&mut self, close: CloseOutput) -> Result<(), Failed> {
+        let stream = close.stream();
+        let program = self.program_of(close.pid)?;
+        let tokens = program.streams.tokens();
+        program.streams.close_output(stream);
+        let left = program.streams.tokens();
+        for token in tokens.into_iter().filter(|token| !left.contains(token)) {
+            self.by_token.remove(&token);
         }
         Ok(())
     }
@@ -923,8 +941,9 @@ impl World {
         pty::resize(terminal, rows, cols).map_err(system("resize the terminal"))
     }
 
-    fn hang_up_by_pid(&mut self, pid: u32) -> Result<(), Failed> {
+    fn hang_up_by_pid(&mut self, pid: u32, uid: u32) -> Result<(), Failed> {
         let key = self.key_of(pid)?;
+        self.program_for(pid, uid)?;
         self.hang_up(key);
         Ok(())
     }
@@ -969,9 +988,26 @@ impl World {
         }
     }
 
+    /// What exited programs said and nobody fetched is kept for the newest of them.
+    fn bound_unread(&mut self) {
+        let held = |p: &Program| p.streams.held();
+        let mut total: usize =
+            self.exits.iter().filter_map(|k| self.programs.get(k)).map(held).sum();
+        for key in &self.exits {
+            if total <= UNREAD_SIZE_MAX {
+                return;
+            }
+            if let Some(program) = self.programs.get_mut(key).filter(|p| !p.attached) {
+                total -= program.streams.held();
+                program.streams.forget_unread();
+            }
+        }
+    }
+
     // Time.
 
     fn tick(&mut self) {
+        self.bound_unread();
         let overdue: Vec<Key> =
             self.programs.iter().filter(|(_, p)| p.is_overdue()).map(|(key, _)| *key).collect();
         for key in overdue {
@@ -1069,6 +1105,7 @@ fn streams_concerned(ask: &Ask) -> Option<u32> {
         Ask::Ack(ack) => Some(ack.pid),
         Ask::Resize(resize) => Some(resize.pid),
         Ask::Hangup(hangup) => Some(hangup.pid),
+        Ask::CloseOutput(close) => Some(close.pid),
         _ => None,
     }
 }

@@ -78,6 +78,24 @@ impl Tasks {
         self.spawn_kind(name, task, false);
     }
 
+    /// Watches what the daemon cannot live without: its end, told with the reason, is the
+    /// daemon's.
+    pub fn spawn_watch(
+        &self,
+        name: &'static str,
+        ended: impl Future<Output = String> + Send + 'static,
+    ) {
+        let (stop, deaths) = (self.stop(), self.deaths.clone());
+        self.spawn(name, async move {
+            tokio::select! {
+                () = stop.requested() => {}
+                why = ended => {
+                    let _ = deaths.try_send(TaskDeath { task: name, why: format!("ended: {why}") });
+                }
+            }
+        });
+    }
+
     fn spawn_kind(
         &self,
         name: &'static str,
@@ -157,6 +175,17 @@ mod tests {
         tasks.spawn_lasting("heart", async {});
         assert_eq!(deaths.recv().await.unwrap().task, "heart");
         tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn the_end_of_what_is_watched_is_told_with_its_reason() {
+        let (tasks, mut deaths) = Tasks::new();
+        tasks.spawn_watch("calm", std::future::pending());
+        tasks.spawn_watch("consensus", async { "the disk is broken".to_string() });
+        let told = deaths.recv().await.unwrap().to_string();
+        assert_eq!(told, "the task `consensus` ended: the disk is broken");
+        tasks.shutdown().await;
+        assert!(deaths.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]

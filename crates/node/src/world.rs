@@ -11,9 +11,9 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{
@@ -38,6 +38,11 @@ const EVENTS_MAX: usize = 8192;
 const READ_SIZE: usize = 128 << 10;
 /// Descriptors that may wait for the frame that announces them.
 const DESCRIPTORS_MAX: usize = 16;
+
+/// Where the world of the daemon with this run directory listens.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("init.sock")
+}
 
 /// Why unum-init did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -82,7 +87,7 @@ struct Shared {
     /// Protects the requests that wait for their replies. Never held across an await.
     waiting: Mutex<HashMap<u64, Waiting>>,
     /// Protects the subscribers to the events of programs. Never held across an await.
-    subscribers: Mutex<HashMap<u32, mpsc::Sender<Happened>>>,
+    subscribers: Mutex<HashMap<u32, Subscriber>>,
     /// unum-init's process, as this daemon sees it.
     init: i32,
     missing: Mutex<Vec<String>>,
@@ -91,28 +96,55 @@ struct Shared {
 
 type Replied = Result<(Answer, Option<OwnedFd>), WorldError>;
 
-/// A request that waits for its reply.
-struct Waiting {
-    reply: oneshot::Sender<Replied>,
-    /// Takes over the events of a program once unum-init has agreed: the events before the reply
-    /// are another's, and so are those of a program that may not be attached to.
-    subscribes: Option<(u32, mpsc::Sender<Happened>)>,
-}
-
 struct Frame {
     bytes: BytesMut,
     descriptor: Option<OwnedFd>,
+}
+
+struct Waiting {
+    reply: oneshot::Sender<Replied>,
+    /// Takes the program's events from the reply on, if that is no refusal: whoever may not attach
+    /// takes nothing from who did.
+    subscriber: Option<(u32, Subscriber)>,
+}
+
+struct Subscriber {
+    events: mpsc::Sender<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
+}
+
+impl Subscriber {
+    fn end(self, why: Detachment) {
+        // Nobody else ends it: this one is consumed.
+        let _ = self.ended.set(why);
+    }
+}
+
+/// Why the events of a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detachment {
+    /// Somebody else attached.
+    Superseded,
+    /// They were not taken fast enough; whoever attaches again loses nothing.
+    Behind,
+    WorldEnded,
 }
 
 /// The events of one attached program. Ends when somebody else attaches, or it does not keep up.
 pub struct Events {
     pid: Pid,
     events: mpsc::Receiver<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
 }
 
 impl Events {
     pub async fn next(&mut self) -> Option<Happened> {
         self.events.recv().await
+    }
+
+    /// To be asked when `next` gave nothing.
+    pub fn why_ended(&self) -> Detachment {
+        self.ended.get().copied().unwrap_or(Detachment::WorldEnded)
     }
 
     pub fn pid(&self) -> Pid {
@@ -180,12 +212,13 @@ async fn greet(
 impl World {
     /// Asks and waits for the answer; a refusal is an error.
     pub async fn ask(&self, ask: Ask) -> Result<Answer, WorldError> {
-        self.exchange(ask.into(), None, None).await.map(|(answer, _)| answer)
+        self.exchange(ask, None).await.map(|(answer, _)| answer)
     }
 
-    /// Asks on behalf of a user, who may only have to do with the streams of his own programs.
+    /// Asks on behalf of a user, who may only have to do with the streams of his own programs:
+    /// the PID may be another's by now.
     pub async fn ask_for(&self, user: u32, ask: Ask) -> Result<Answer, WorldError> {
-        self.exchange(on_behalf(user, ask), None, None).await.map(|(answer, _)| answer)
+        self.exchange_for(on_behalf(user, ask), None, None).await.map(|(answer, _)| answer)
     }
 
     /// Tells without waiting for an answer, on behalf of a user.
@@ -193,18 +226,15 @@ impl World {
         self.write(&on_behalf(user, ask), None).await
     }
 
-    /// Turns on the events of a program for a user. Whoever had them has them no longer.
-    pub async fn attach(
-        &self,
-        user: u32,
-        attach: Attach,
-    ) -> Result<(Attached, Events), WorldError> {
+    /// Turns on the events of a program. Whoever had them has them no longer.
+    pub async fn attach(&self, attach: Attach) -> Result<(Attached, Events), WorldError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let subscribes = Some((attach.pid, sender));
-        let request = on_behalf(user, Ask::Attach(attach));
-        match self.exchange(request, None, subscribes).await? {
-            (Answer::Attached(attached), _) => {
-                Ok((attached, Events { pid: Pid(attach.pid), events }))
+        let ended = Arc::new(OnceLock::new());
+        let subscriber = Subscriber { events: sender, ended: ended.clone() };
+        let subscriber = Some((attach.pid, subscriber));
+        match self.exchange_for(Ask::Attach(attach).into(), None, subscriber).await?.0 {
+            Answer::Attached(attached) => {
+                Ok((attached, Events { pid: Pid(attach.pid), events, ended }))
             }
             _ => Err(WorldError::Strange),
         }
@@ -218,13 +248,13 @@ impl World {
         descriptor: OwnedFd,
     ) -> Result<(), WorldError> {
         let keep = Keep { name: name.to_owned(), note: note.into(), descriptor: true };
-        self.exchange(Ask::Keep(keep).into(), Some(descriptor), None).await.map(drop)
+        self.exchange(Ask::Keep(keep), Some(descriptor)).await.map(drop)
     }
 
     /// What an earlier daemon left under the name.
     pub async fn fetch(&self, name: &str) -> Result<Option<(Bytes, OwnedFd)>, WorldError> {
         let fetch = Fetch { name: name.to_owned() };
-        match self.exchange(Ask::Fetch(fetch).into(), None, None).await {
+        match self.exchange(Ask::Fetch(fetch), None).await {
             Ok((Answer::Kept(kept), Some(descriptor))) => Ok(Some((kept.note, descriptor))),
             Ok((Answer::Kept(_), None)) => Ok(None),
             Ok(_) => Err(WorldError::Strange),
@@ -248,18 +278,22 @@ impl World {
         let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    async fn exchange(
+    async fn exchange(&self, ask: Ask, descriptor: Option<OwnedFd>) -> Replied {
+        self.exchange_for(ask.into(), descriptor, None).await
+    }
+
+    async fn exchange_for(
         &self,
         request: Request,
         descriptor: Option<OwnedFd>,
-        subscribes: Option<(u32, mpsc::Sender<Happened>)>,
+        subscriber: Option<(u32, Subscriber)>,
     ) -> Replied {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (reply, replied) = oneshot::channel();
-        lock(&self.shared.waiting).insert(id, Waiting { reply, subscribes });
+        let (sender, reply) = oneshot::channel();
+        lock(&self.shared.waiting).insert(id, Waiting { reply: sender, subscriber });
         let _forget = Forget { shared: &self.shared, id };
         self.write(&Request { id, ..request }, descriptor).await?;
-        match replied.await.map_err(|_| WorldError::Gone)?? {
+        match reply.await.map_err(|_| WorldError::Gone)?? {
             (Answer::Failed(failed), _) => Err(WorldError::Refused(failed)),
             replied => Ok(replied),
         }
@@ -390,9 +424,10 @@ fn deliver(shared: &Shared, message: FromInit, descriptors: &mut Vec<OwnedFd>) {
             };
             if let Some(waiting) = lock(&shared.waiting).remove(&reply.id) {
                 if let (Some(Answer::Attached(_)), Some((pid, subscriber))) =
-                    (&reply.answer, waiting.subscribes)
+                    (&reply.answer, waiting.subscriber)
+                    && let Some(before) = lock(&shared.subscribers).insert(pid, subscriber)
                 {
-                    lock(&shared.subscribers).insert(pid, subscriber);
+                    before.end(Detachment::Superseded);
                 }
                 let answer = reply.answer.ok_or(WorldError::Strange);
                 let _ = waiting.reply.send(answer.map(|answer| (answer, descriptor)));
@@ -421,9 +456,10 @@ fn publish(shared: &Shared, happened: Happened) {
     };
     let mut subscribers = lock(&shared.subscribers);
     if let Some(subscriber) = subscribers.get(&pid)
-        && subscriber.try_send(happened).is_err()
+        && subscriber.events.try_send(happened).is_err()
+        && let Some(subscriber) = subscribers.remove(&pid)
     {
-        subscribers.remove(&pid);
+        subscriber.end(Detachment::Behind);
     }
 }
 
@@ -476,8 +512,12 @@ mod tests {
         let (world, driver) = greet(here, PathBuf::from("test")).await.unwrap();
         let driver = tokio::spawn(driver);
         let attach = Attach { pid: 7, ..Attach::default() };
-        let (_, mut events) = world.attach(1000, attach).await.unwrap();
-        let denied = world.attach(1001, attach).await.err().and_then(|error| error.fault());
+        let (_, mut events) = world.attach(attach).await.unwrap();
+        let denied = world
+            .attach(Attach { uid: 1001, ..attach })
+            .await
+            .err()
+            .and_then(|error| error.fault());
         assert_eq!(denied, Some(Fault::NotPermitted));
         assert!(matches!(events.next().await, Some(Happened::Output(_))));
         driver.abort();

@@ -175,6 +175,9 @@ pub struct NodesReply {
     /// Ordered by id.
     #[prost(message, repeated, tag = "1")]
     pub nodes: Vec<Node>,
+    /// No majority of the voters answered: this is what the node knew last.
+    #[prost(bool, tag = "2")]
+    pub no_quorum: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

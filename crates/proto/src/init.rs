@@ -42,7 +42,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "Ask",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub ask: Option<Ask>,
     /// On whose behalf, for what concerns a program's streams: root, or the user who started it,
@@ -110,6 +110,9 @@ pub enum Ask {
     /// the world, for machines whose mounts do not propagate. Reply: `Done`.
     #[prost(message, tag = "19")]
     Graft(Graft),
+    /// Closes an output that nobody reads. Usually one-way. Reply: `Done`.
+    #[prost(message, tag = "20")]
+    CloseOutput(CloseOutput),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -242,6 +245,18 @@ pub struct Attach {
     /// Ignore the two offsets and begin with the oldest byte held.
     #[prost(bool, tag = "4")]
     pub from_oldest: bool,
+    /// On whose behalf: root, or the user who started the program, whoever it has become since.
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+}
+
+/// Nobody reads the stream any more: the program's next write to it fails as into a closed pipe.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct CloseOutput {
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    #[prost(enumeration = "Stream", tag = "2")]
+    pub stream: i32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -317,6 +332,9 @@ pub struct Resize {
 pub struct Hangup {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
+    /// On whose behalf: root, or the user who started the program.
+    #[prost(uint32, tag = "2")]
+    pub uid: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

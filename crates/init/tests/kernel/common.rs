@@ -171,6 +171,7 @@ impl Session {
             stdout: self.out.len() as u64,
             stderr: self.err.len() as u64,
             from_oldest: false,
+            uid: 0,
         };
         match client.call(Ask::Attach(attach)) {
             Ok(Answer::Attached(attached)) => {

@@ -136,7 +136,7 @@ fn an_unread_stream_stops_its_program_and_no_other() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
     let flood = spawn(&mut client, with_pipes(&["yes"]));
-    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true };
+    let attach = Attach { pid: flood, stdout: 0, stderr: 0, from_oldest: true, uid: 0 };
     assert!(client.call(Ask::Attach(attach)).is_ok());
     let mut got = 0;
     while let Some(event) = client.event(Duration::from_millis(300)).expect("an event") {
@@ -151,6 +151,63 @@ fn an_unread_stream_stops_its_program_and_no_other() {
     assert_eq!(session.out, b"hello\n");
     signal(&mut client, flood, 9, Target::Process);
     assert_eq!(wait(&mut client, flood).shell_status(), 137);
+}
+
+#[test]
+fn a_closed_output_is_a_closed_pipe_to_its_program() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let script = "yes; echo $? >&2; trap '' PIPE; seq 9; echo $? >&2; exit 3";
+    let pid = spawn(&mut client, with_pipes(&["bash", "-c", script]));
+    let mut session = Session::attach(&mut client, pid);
+    session.until(&mut client, |s| !s.out.is_empty());
+    let close = CloseOutput { pid, stream: Stream::Stdout as i32 };
+    client.cast(Ask::CloseOutput(close)).expect("sent");
+    session.until(&mut client, |s| s.exited.is_some() && s.ended[1]);
+    // SIGPIPE where it is not ignored, a failed write where it is; the program itself goes on.
+    let told = String::from_utf8_lossy(&session.err).into_owned();
+    let statuses: Vec<&str> = told.lines().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(statuses, ["141", "1"], "{told}");
+    assert_eq!(session.exited.map(|e| e.shell_status()), Some(3));
+}
+
+#[test]
+fn what_a_program_said_is_for_its_user_alone() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let own = |uid| Spawn { uid, gid: uid, ..with_pipes(&["echo", "secret"]) };
+    let pid = spawn(&mut client, own(1000));
+    assert_eq!(wait(&mut client, pid).shell_status(), 0);
+    let attach = |uid| Attach { pid, uid, from_oldest: true, ..Attach::default() };
+    for ask in [Ask::Attach(attach(1001)), Ask::Hangup(Hangup { pid, uid: 1001 })] {
+        match client.call(ask) {
+            Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    for uid in [1000, 0] {
+        assert!(matches!(client.call(Ask::Attach(attach(uid))), Ok(Answer::Attached(_))));
+    }
+}
+
+#[test]
+fn unread_words_of_exited_programs_are_bounded_in_sum() {
+    const PROGRAMS: usize = 64 * 1024 / 200 + 8;
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let mut pids = Vec::new();
+    for _ in 0..PROGRAMS {
+        let pid = spawn(&mut client, with_pipes(&["head", "-c", "204800", "/dev/zero"]));
+        assert_eq!(wait(&mut client, pid).shell_status(), 0);
+        pids.push(pid);
+    }
+    // The bound is seen to now and then.
+    std::thread::sleep(Duration::from_millis(600));
+    let attach = |pid: &u32| Ask::Attach(Attach { pid: *pid, ..Attach::default() });
+    let (fault, _) = refusal(&mut client, attach(pids.first().expect("one")));
+    assert_eq!(fault, Fault::OffsetGone);
+    let newest = client.call(attach(pids.last().expect("one")));
+    assert!(matches!(newest, Ok(Answer::Attached(_))), "{newest:?}");
 }
 
 #[test]
@@ -225,7 +282,7 @@ fn the_streams_of_a_program_are_its_users() {
     let ack = Ask::Ack(Ack { pid, stream: Stream::Stdout as i32, offset: 0 });
     let resize = Ask::Resize(Resize { pid, rows: 1, cols: 1 });
     let detach = Ask::Detach(Detach { pid });
-    let hang_up = Ask::Hangup(Hangup { pid });
+    let hang_up = Ask::Hangup(Hangup { pid, ..Hangup::default() });
     for ask in [attach.clone(), input.clone(), ack, resize, detach, hang_up] {
         match client.call_for(4321, ask) {
             Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),

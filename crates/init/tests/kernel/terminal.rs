@@ -121,7 +121,7 @@ fn a_hang_up_reaches_all_of_the_session() {
             .lines()
             .find_map(|l| l.rsplit(' ').next()?.trim().parse().ok())
             .unwrap_or_else(|| panic!("{shown:?}"));
-        client.call(Ask::Hangup(Hangup { pid })).expect("hangup");
+        client.call(Ask::Hangup(Hangup { pid, uid: 0 })).expect("hangup");
         assert_ne!(wait(&mut client, pid).shell_status(), 0);
         let ask = Ask::Signal(Signal { pid: child, target: 0, signal: 0, uid: 0 });
         let gone = (0..200).any(|_| {

@@ -105,8 +105,10 @@ pub fn registry_status(error: RegistryError) -> Status {
     let code = match error {
         RegistryError::Refused(refused) => refused_code(&refused),
         RegistryError::DiskFull => Code::NoSpace,
-        RegistryError::Deadline { .. } => Code::DeadlineExceeded,
-        RegistryError::NoQuorum { .. } | RegistryError::Stopped => Code::Unavailable,
+        // Not the caller's own deadline: the daemon says what it waited for.
+        RegistryError::Deadline { .. }
+        | RegistryError::NoQuorum { .. }
+        | RegistryError::Stopped => Code::Unavailable,
         RegistryError::Fenced { .. } => Code::Fenced,
         RegistryError::TooLarge { .. } => Code::Invalid,
     };

@@ -32,12 +32,12 @@ pub async fn nodes(
 ) -> Result<NodesReply, Status> {
     let parts = api.parts()?;
     // A failure leaves what is known here, which is all that there is without a majority.
-    let _ = parts.registry.barrier(MAJORITY_TIME_MAX).await;
+    let majority = parts.registry.barrier(MAJORITY_TIME_MAX).await;
     let consensus = parts.registry.standing();
     let view = parts.membership.view();
     let nodes = parts.registry.read(|state| state.nodes().clone());
     let shown = |node| shown_node(&parts, node, &view, &consensus);
-    Ok(NodesReply { nodes: nodes.members().map(shown).collect() })
+    Ok(NodesReply { nodes: nodes.members().map(shown).collect(), no_quorum: majority.is_err() })
 }
 
 fn shown_node(parts: &Parts, node: &Node, view: &View, consensus: &Standing) -> ShownNode {

@@ -133,6 +133,11 @@ fn on<M: Method>(
                 .caller
                 .node
                 .ok_or_else(|| Status::denied("only nodes take part in consensus"))?;
+            if registry.is_outsider(from) {
+                return Err(Status::denied(format!(
+                    "{from} is no member of this cluster any more"
+                )));
+            }
             let answer = registry.answer(from, call(request)).await;
             let answer =
                 answer.map_err(|error| Status::new(Code::Unavailable, error.to_string()))?;

@@ -320,6 +320,8 @@ fn spawn_tasks(
         authority,
         parts.stop(),
     );
+    let registry = parts.registry.clone();
+    parts.tasks.spawn_watch("consensus", async move { registry.ended().await });
     parts.tasks.spawn_lasting("authority", keeping);
     parts.tasks.spawn_lasting("lifecycle", lifecycle.run(parts.stop()));
     parts.tasks.spawn_lasting("leader", leader.run(parts.stop()));

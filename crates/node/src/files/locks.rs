@@ -1,6 +1,6 @@
 //! fcntl and flock locks, asked of the registry so that they hold on all nodes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use rustix::io::Errno;
@@ -11,14 +11,18 @@ use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
     CancelWait, Lock, LockRange as ProtoRange, LockState, LockTable, ReleaseOwner, Unlock,
 };
-use unum_sys::fuse::{LockFamily, LockKind, LockOwner, LockRange, LockRequest};
+use unum_sys::fuse::{Fh, LockFamily, LockKind, LockOwner, LockRange, LockRequest};
 
 use super::errno::FileError;
+use super::handles::HandleId;
 use super::operations::Signal;
 use super::{Call, Files};
 
 /// Who of this node may hold locks on what: most closes have none to release, and need no command.
-pub(super) type LockOwners = HashSet<(Ino, LockFamily, u64)>;
+/// With each goes the open file that the last lock came through, if this daemon saw it come.
+pub(super) type LockOwners = HashMap<OwnerKey, Option<Fh>>;
+
+type OwnerKey = (Ino, LockFamily, u64);
 
 impl Call<'_> {
     pub(super) async fn getlk(&self, request: LockRequest) -> Result<LockRange, FileError> {
@@ -60,7 +64,8 @@ impl Call<'_> {
             LockKind::Write => true,
             LockKind::Read => false,
         };
-        self.files.lock_owners().insert((self.ino, request.family, request.owner.0));
+        let key = (self.ino, request.family, request.owner.0);
+        self.files.lock_owners().insert(key, Some(request.fh));
         let lock = Lock {
             ino: self.ino.0,
             range: Some(range(&request)),
@@ -127,9 +132,28 @@ impl Call<'_> {
         self.release_locks(LockFamily::Flock, owner).await
     }
 
+    /// The end of an open file, when no descriptor is left, releases the record locks that came
+    /// through it. The kernel does not tell of those that belong to the open file itself; those of
+    /// processes ended with their closes.
+    pub(super) async fn release_open_file(&self, fh: Fh) -> Result<(), FileError> {
+        let last = self.files.handles().is_last(HandleId(fh.0));
+        let owners: Vec<u64> = {
+            let owners = self.files.lock_owners();
+            let ends = |through: &Option<Fh>| through.map_or(last, |through| through == fh);
+            let ours = owners.iter().filter(|((ino, family, _), through)| {
+                *ino == self.ino && *family == LockFamily::Fcntl && ends(through)
+            });
+            ours.map(|((_, _, owner), _)| *owner).collect()
+        };
+        for owner in owners {
+            self.release_locks(LockFamily::Fcntl, LockOwner(owner)).await?;
+        }
+        Ok(())
+    }
+
     async fn release_locks(&self, family: LockFamily, owner: LockOwner) -> Result<(), FileError> {
         let key = (self.ino, family, owner.0);
-        if !self.files.lock_owners().contains(&key) {
+        if !self.files.lock_owners().contains_key(&key) {
             return Ok(());
         }
         let release = ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
@@ -153,7 +177,7 @@ impl Files {
         self.look(|tree| {
             for ino in inodes {
                 let held = tree.locks().held(ino).iter().filter(|lock| lock.owner.node == node);
-                owners.extend(held.map(|lock| (ino, family(lock.table), lock.owner.id)));
+                owners.extend(held.map(|lock| ((ino, family(lock.table), lock.owner.id), None)));
             }
         });
         self.lock_owners().extend(owners);
@@ -169,7 +193,7 @@ fn range(request: &LockRequest) -> ProtoRange {
     }
 }
 
-fn table(family: LockFamily) -> LockTable {
+pub(super) fn table(family: LockFamily) -> LockTable {
     match family {
         LockFamily::Flock => LockTable::Flock,
         LockFamily::Fcntl => LockTable::Record,

@@ -168,10 +168,13 @@ impl Call<'_> {
     }
 
     pub(super) async fn release(&self, release: Release) -> Result<(), FileError> {
-        if release.flock_unlock {
-            self.release_flock(release.lock_owner).await?;
-        }
-        self.close(release.fh).await
+        // What cannot be released now is released by the upkeep once the file is closed.
+        let flock = match release.flock_unlock {
+            true => self.release_flock(release.lock_owner).await,
+            false => Ok(()),
+        };
+        let records = self.release_open_file(release.fh).await;
+        self.close(release.fh).await.and(flock).and(records)
     }
 
     pub(super) async fn close(&self, fh: Fh) -> Result<(), FileError> {
@@ -188,7 +191,7 @@ impl Call<'_> {
 
     fn opened(&self, ino: Ino, flags: u32) -> Result<Opened, FileError> {
         let id = self.files.handles().open(Handle { ino, flags }).map_err(io_errno)?;
-        Ok(Opened { fh: Fh(id.0), flags: OpenFlags::NONE, backing: None })
+        Ok(Opened { fh: Fh(id.0), flags: open_flags(flags), backing: None })
     }
 
     fn new_inode(&self, name: Vec<u8>, kind: FileKind, mode: u32) -> Create {
@@ -215,6 +218,12 @@ impl Call<'_> {
             _ => Err(FileError::Strange),
         }
     }
+}
+
+/// The kernel cuts a write into pieces at the borders of pages it caches. Two programs that append
+/// would find their pieces mixed, so such writes pass its cache by and arrive whole.
+fn open_flags(flags: u32) -> OpenFlags {
+    if flags & libc::O_APPEND as u32 != 0 { OpenFlags::DIRECT_IO } else { OpenFlags::NONE }
 }
 
 fn entry(attributes: &Attributes) -> Entry {

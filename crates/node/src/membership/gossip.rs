@@ -291,8 +291,15 @@ impl Gossip {
             self.timers.insert((now + after, self.timer_count), timer);
         }
         self.outgoing.extend(effects.outgoing);
+        let mut newcomers = false;
         for note in effects.notes {
+            newcomers |=
+                matches!(note, OwnedNotification::MemberUp(_) | OwnedNotification::Rename(_, _));
             tracing::debug!(?note, "gossip");
+        }
+        // Who has just come has missed what this node told of its load.
+        if newcomers && self.own_load.sequence > 0 {
+            self.report(self.own_load);
         }
         result
     }

@@ -269,6 +269,24 @@ fn loads_reach_everybody_and_the_newest_wins() {
 }
 
 #[test]
+fn a_newcomer_learns_the_loads_of_all_soon() {
+    let mut net = Net::new(3, 14);
+    net.run(MS * 2000);
+    for id in 1..=3 {
+        let load = Load { programs: 4, ..Load::default() };
+        net.nodes.get_mut(&NodeId(id)).unwrap().report(load);
+    }
+    net.run(MS * 8000);
+    net.kill(2);
+    net.run(MS * 500);
+    net.boot(2, 2, 3);
+    net.run(MS * 1500);
+    let view = net.nodes[&NodeId(2)].view(net.now);
+    let known = |id: u64| view[&NodeId(id)].load.map(|load| load.programs);
+    assert_eq!((known(1), known(3)), (Some(4), Some(4)));
+}
+
+#[test]
 fn a_packet_in_another_name_is_refused() {
     let mut net = Net::new(3, 5);
     net.run(MS * 400);

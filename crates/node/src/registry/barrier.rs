@@ -90,7 +90,7 @@ async fn ask<RT: AsyncRuntime>(core: &Core<RT>) -> Confirmed {
         Some(leader) if leader == core.own => core.confirm_leadership().await,
         Some(leader) => {
             let call = Call::Barrier(wire::BarrierRequest {});
-            match core.transport.call(leader, call, FORWARD_TIMEOUT).await {
+            match core.ask_leader(leader, call).await {
                 Ok(Answer::Barrier(reply)) => confirmed_from_wire(reply),
                 Ok(_) | Err(_) => Confirmed::Unknown,
             }

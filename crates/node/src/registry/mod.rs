@@ -82,6 +82,7 @@ impl<RT: AsyncRuntime> Clone for RegistryOn<RT> {
 /// How consensus stands, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
+    /// None also on a leader that no majority has answered for a while.
     pub leader: Option<NodeId>,
     pub term: u64,
     pub voters: BTreeSet<NodeId>,
@@ -150,7 +151,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             }
             RT::sleep(RETRY_PAUSE).await;
         }
-        Err(timed_out(quorum || self.core.leader().is_some(), started.elapsed()))
+        Err(timed_out(quorum || self.standing().leader.is_some(), started.elapsed()))
     }
 
     /// After this, `read` shows everything that was acknowledged before the call.
@@ -171,6 +172,17 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         }
         // A leader that cannot be confirmed is as good as none.
         Err(RegistryError::NoQuorum { waited: started.elapsed() })
+    }
+
+    /// Whether the node was removed, or has left and no longer votes. One that is not known here is
+    /// no outsider: this node may lag behind.
+    pub fn is_outsider(&self, node: NodeId) -> bool {
+        let state = self.read(|state| state.nodes().get(node).map(|node| node.state));
+        match state {
+            Some(wire::NodeState::Removed) => true,
+            Some(wire::NodeState::Left) => !self.standing().members.contains(&node),
+            _ => false,
+        }
     }
 
     /// Reads what is applied here. Without a barrier before it, that may be old.
@@ -218,23 +230,38 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         let metrics = self.core.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
         let beats = metrics.heartbeat.iter().flatten();
+        let silent: BTreeSet<NodeId> = beats
+            .filter(|(id, at)| **id != self.core.own && !at.is_some_and(control::is_recent::<RT>))
+            .map(|(id, _)| *id)
+            .collect();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let lost_majority = metrics.current_leader == Some(self.core.own)
+            && voters.difference(&silent).count() * 2 <= voters.len();
         Standing {
-            leader: metrics.current_leader,
+            leader: metrics.current_leader.filter(|_| !lost_majority),
             term: metrics.current_term,
-            voters: membership.voter_ids().collect(),
+            voters,
             members: membership.nodes().map(|(id, _)| *id).collect(),
             applied: self.core.shared.index(),
             last_log: metrics.last_log_index.unwrap_or(0),
             snapshot: metrics.snapshot.map_or(0, |id| id.index),
-            silent: beats
-                .filter(|(id, at)| {
-                    **id != self.core.own && !at.is_some_and(control::is_recent::<RT>)
-                })
-                .map(|(id, _)| *id)
-                .collect(),
+            silent,
             disk_full: self.core.room.is_full(),
             suspect: self.core.suspect.load(std::sync::atomic::Ordering::Relaxed),
             stopped: metrics.running_state.is_err(),
+        }
+    }
+
+    /// Completes when consensus has ended on this node, by itself or by a shutdown, and says why.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.core.raft.metrics();
+        loop {
+            if let Err(why) = &metrics.borrow_watched().running_state {
+                return why.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "it is gone".into();
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
-use super::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, BATCHES_IN_FLIGHT_MAX, FORWARD_TIMEOUT};
+use super::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, BATCHES_IN_FLIGHT_MAX};
 use super::shell::Core;
 use super::transport::{Answer, Call, Unreached};
 use super::types::Encoded;
@@ -144,7 +144,7 @@ async fn write<RT: AsyncRuntime>(core: &Core<RT>, groups: &[Group]) -> Outcome {
 async fn forward<RT: AsyncRuntime>(core: &Core<RT>, leader: NodeId, groups: &[Group]) -> Outcome {
     let proposals = groups.iter().flat_map(|group| group.proposals.iter().cloned()).collect();
     let call = Call::Propose(wire::ProposeRequest { proposals });
-    match core.transport.call(leader, call, FORWARD_TIMEOUT).await {
+    match core.ask_leader(leader, call).await {
         Ok(Answer::Propose(reply)) => outcome_from_wire(reply),
         Err(Unreached::Unreachable(..)) => Outcome::NotLeader { leader: None },
         Ok(_) | Err(Unreached::Timeout(_) | Unreached::Refused(..)) => Outcome::Unknown,

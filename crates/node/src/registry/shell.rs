@@ -15,14 +15,14 @@ use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
 use super::barrier::{self, Confirmed, confirmed_to_wire};
-use super::limits::{BATCH_COMMANDS_MAX, COMMAND_BYTES_MAX};
+use super::limits::{BATCH_COMMANDS_MAX, COMMAND_BYTES_MAX, FORWARD_TIMEOUT};
 use super::machine::{Machine, Shared};
 use super::mutation::Mutation;
 use super::offload::Offload;
 use super::pipeline::{Group, Outcome, outcome_to_wire};
 use super::room::Room;
 use super::snapshots::{SnapshotFile, Snapshots};
-use super::transport::{Answer, Call, Transport};
+use super::transport::{Answer, Call, Transport, Unreached};
 use super::types::{
     Entry, LogId, Malformed, Types, entry_from_wire, log_id_from_wire, log_id_to_wire,
     meta_from_wire, vote_from_wire, vote_to_wire,
@@ -84,6 +84,28 @@ impl<RT: AsyncRuntime> Core<RT> {
     pub fn leader(&self) -> Option<NodeId> {
         use openraft::async_runtime::WatchReceiver;
         self.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    /// Calls the leader, but waits no longer than it leads as far as this node knows: one whose
+    /// power was cut answers nothing, and its connections show that late.
+    pub async fn ask_leader(&self, leader: NodeId, call: Call) -> Result<Answer, Unreached> {
+        use futures_util::future::{Either, select};
+        let answer = self.transport.call(leader, call, FORWARD_TIMEOUT);
+        let deposed = std::pin::pin!(self.deposed(leader));
+        match select(answer, deposed).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(Unreached::Timeout(leader)),
+        }
+    }
+
+    async fn deposed(&self, leader: NodeId) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.raft.server_metrics();
+        while metrics.borrow_watched().current_leader == Some(leader) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Answers another node's call. `from` is who it is according to its certificate.

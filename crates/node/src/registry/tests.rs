@@ -23,10 +23,18 @@ const WAIT: Duration = Duration::from_secs(10);
 struct Wires {
     nodes: BTreeMap<NodeId, Registry>,
     cut: BTreeSet<NodeId>,
+    /// Nodes without power: what is sent to them stays unanswered, and nobody is told.
+    mute: BTreeSet<NodeId>,
 }
 
 #[derive(Clone, Default)]
 struct Lan(Arc<Mutex<Wires>>);
+
+impl Lan {
+    fn is_mute(&self, node: NodeId) -> bool {
+        self.0.lock().unwrap().mute.contains(&node)
+    }
+}
 
 struct Port {
     lan: Lan,
@@ -42,6 +50,9 @@ impl Transport for Port {
     ) -> BoxFuture<'static, Result<Answer, Unreached>> {
         let (lan, own) = (self.lan.clone(), self.own);
         async move {
+            if lan.is_mute(own) || lan.is_mute(to) {
+                return silence(to, call, within).await;
+            }
             let peer = {
                 let wires = lan.0.lock().unwrap();
                 let cut = wires.cut.contains(&own) || wires.cut.contains(&to);
@@ -55,6 +66,15 @@ impl Transport for Port {
         }
         .boxed()
     }
+}
+
+/// Calls to a leader that lost its power last until somebody gives them up.
+async fn silence(to: NodeId, call: Call, within: Duration) -> Result<Answer, Unreached> {
+    match call {
+        Call::Propose(_) | Call::Barrier(_) => std::future::pending().await,
+        _ => tokio::time::sleep(within).await,
+    }
+    Err(Unreached::Timeout(to))
 }
 
 struct Cluster {
@@ -220,6 +240,33 @@ async fn a_lost_leader_is_replaced_and_a_minority_refuses() {
     lonely.barrier(WAIT).await.unwrap();
     assert_ne!(value(&lonely, "k").as_deref(), Some(&b"before"[..]));
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_on_their_way_to_a_leader_without_power_go_to_the_next_one() {
+    let mut cluster = Cluster::three().await;
+    let leader = cluster.node(1).standing().leader.unwrap();
+    let other = cluster.node(if leader == NodeId(2) { 3 } else { 2 });
+    cluster.lan.0.lock().unwrap().mute.insert(leader);
+    other.propose_within(cluster.id(), put("k", "after"), WAIT).await.unwrap();
+    other.barrier(WAIT).await.unwrap();
+    assert_eq!(value(&other, "k").as_deref(), Some(&b"after"[..]));
+    let lonely = cluster.node(leader.0);
+    cluster.until(|_| lonely.standing().leader.is_none(), "it leads nobody").await;
+    cluster.lan.0.lock().unwrap().mute.clear();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_consensus_is_told() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node(1);
+    let ended = tokio::spawn({
+        let node = node.clone();
+        async move { node.ended().await }
+    });
+    node.shutdown().await;
+    assert!(!ended.await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
