@@ -158,6 +158,13 @@ fn programs_are_seen_and_signalled_from_everywhere(playground: &Playground) {
         let seen = text(&output(&mut playground.on("n1", &["bash", "-c", &script])).stdout);
         assert_eq!(seen.trim_end().lines().last(), Some(status.to_string().as_str()), "{signal}");
     }
+    // It stops and goes on with its program.
+    let script = "set -m; unum run -n n2 -- sleep 81 & p=$!
+        state() { until unum ps | grep 'sleep 81' | grep -q \" $1 \"; do sleep 0.05; done; }
+        state S; kill -TSTP $p; state T; sleep 0.2; jobs | grep -c Stopped
+        kill -CONT $p; state S; jobs | grep -c Running; kill $p; wait $p; echo $?";
+    let seen = output(&mut playground.on("n1", &["timeout", "20", "bash", "-c", script]));
+    assert_eq!(text(&seen.stdout), "1\n1\n143\n");
     // And when it is killed, the program is hung up.
     let script = "unum run -n n2 -- sleep 78 & p=$!
         until unum ps | grep -q 'sleep 78'; do sleep 0.05; done; kill -KILL $p; wait $p";
@@ -242,6 +249,9 @@ fn streams_are_whole(playground: &Playground) {
         let mark = SIZE / 5 * (step + 1);
         while got.recv_timeout(SOON * 2).expect("the stream goes on") < mark {}
         playground.must("kill-daemon", &[machine]);
+        // What begins while a daemon comes up again waits for it.
+        let begun = output(&mut unum(playground, "n1", &["run", "-n", "n2", "true"]));
+        assert!(begun.status.success(), "{}", text(&begun.stderr));
     }
     writer.join().expect("no panic").expect("all was taken");
     let all = reader.join().expect("no panic");
