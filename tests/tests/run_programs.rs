@@ -213,6 +213,7 @@ fn a_detached_program_keeps_its_words(playground: &Playground) {
 fn programs_and_their_streams_outlive_the_daemons() {
     let Some(playground) = cluster() else { return };
     streams_are_whole(&playground);
+    a_start_waits_for_a_daemon_that_comes_up(&playground);
     a_slow_reader_loses_nothing(&playground);
     pids_are_unique(&playground);
     the_end_of_a_world_is_told(&playground);
@@ -249,15 +250,25 @@ fn streams_are_whole(playground: &Playground) {
         let mark = SIZE / 5 * (step + 1);
         while got.recv_timeout(SOON * 2).expect("the stream goes on") < mark {}
         playground.must("kill-daemon", &[machine]);
-        // What begins while a daemon comes up again waits for it.
-        let begun = output(&mut unum(playground, "n1", &["run", "-n", "n2", "true"]));
-        assert!(begun.status.success(), "{}", text(&begun.stderr));
+    }
+    let deadline = Instant::now() + SOON * 2;
+    while !reader.is_finished() {
+        assert!(Instant::now() < deadline, "the stream stands still");
+        std::thread::sleep(Duration::from_millis(50));
     }
     writer.join().expect("no panic").expect("all was taken");
     let all = reader.join().expect("no panic");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert_eq!(all.len(), SIZE);
     assert!(all == bytes, "bytes differ");
+}
+
+fn a_start_waits_for_a_daemon_that_comes_up(playground: &Playground) {
+    for machine in ["n2", "n1"] {
+        playground.must("kill-daemon", &[machine]);
+        let begun = output(&mut unum(playground, "n1", &["run", "-n", "n2", "true"]));
+        assert!(begun.status.success(), "{}", text(&begun.stderr));
+    }
 }
 
 /// A reader that stands still while the program says very many short things: they are more than the
