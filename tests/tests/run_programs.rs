@@ -158,6 +158,13 @@ fn programs_are_seen_and_signalled_from_everywhere(playground: &Playground) {
         let seen = text(&output(&mut playground.on("n1", &["bash", "-c", &script])).stdout);
         assert_eq!(seen.trim_end().lines().last(), Some(status.to_string().as_str()), "{signal}");
     }
+    // It stops and goes on with its program.
+    let script = "set -m; unum run -n n2 -- sleep 81 & p=$!
+        state() { until unum ps | grep 'sleep 81' | grep -q \" $1 \"; do sleep 0.05; done; }
+        state S; kill -TSTP $p; state T; sleep 0.2; jobs | grep -c Stopped
+        kill -CONT $p; state S; jobs | grep -c Running; kill $p; wait $p; echo $?";
+    let seen = output(&mut playground.on("n1", &["timeout", "20", "bash", "-c", script]));
+    assert_eq!(text(&seen.stdout), "1\n1\n143\n");
     // And when it is killed, the program is hung up.
     let script = "unum run -n n2 -- sleep 78 & p=$!
         until unum ps | grep -q 'sleep 78'; do sleep 0.05; done; kill -KILL $p; wait $p";
@@ -206,6 +213,7 @@ fn a_detached_program_keeps_its_words(playground: &Playground) {
 fn programs_and_their_streams_outlive_the_daemons() {
     let Some(playground) = cluster() else { return };
     streams_are_whole(&playground);
+    a_start_waits_for_a_daemon_that_comes_up(&playground);
     a_slow_reader_loses_nothing(&playground);
     pids_are_unique(&playground);
     the_end_of_a_world_is_told(&playground);
@@ -243,11 +251,24 @@ fn streams_are_whole(playground: &Playground) {
         while got.recv_timeout(SOON * 2).expect("the stream goes on") < mark {}
         playground.must("kill-daemon", &[machine]);
     }
+    let deadline = Instant::now() + SOON * 2;
+    while !reader.is_finished() {
+        assert!(Instant::now() < deadline, "the stream stands still");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     writer.join().expect("no panic").expect("all was taken");
     let all = reader.join().expect("no panic");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert_eq!(all.len(), SIZE);
     assert!(all == bytes, "bytes differ");
+}
+
+fn a_start_waits_for_a_daemon_that_comes_up(playground: &Playground) {
+    for machine in ["n2", "n1"] {
+        playground.must("kill-daemon", &[machine]);
+        let begun = output(&mut unum(playground, "n1", &["run", "-n", "n2", "true"]));
+        assert!(begun.status.success(), "{}", text(&begun.stderr));
+    }
 }
 
 /// A reader that stands still while the program says very many short things: they are more than the

@@ -78,7 +78,8 @@ pub fn local() -> Name {
 pub fn unreachable(socket: &Path, error: std::io::Error) -> Failure {
     let failure = Failure::new(format!("cannot reach unumd on {}: {error}", socket.display()));
     match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => failure.next(
+        // The reason comes as a sentence; nearly always nobody listens.
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::Other => failure.next(
             "It does not run here. Start it with `unum up` or `unum join`, or name another socket \
              with --socket.",
         ),

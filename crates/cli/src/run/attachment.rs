@@ -115,6 +115,8 @@ struct Session {
     stderr: u64,
     /// Outputs that nobody reads here any more.
     closed: Vec<Stream>,
+    /// We were told to stop, and stop when the program has.
+    stop_asked: bool,
     /// The program's node spoke on this attachment: patience begins when that breaks.
     heard: bool,
 }
@@ -145,6 +147,7 @@ impl Session {
             stdout: 0,
             stderr: 0,
             closed: Vec::new(),
+            stop_asked: false,
             heard: false,
         }
     }
@@ -185,7 +188,7 @@ impl Session {
                     self.acknowledge(done, &mut opened.sender).await?;
                 }
                 received = signals.next() => {
-                    self.hand_on(received, &mut opened.sender, signals).await?;
+                    self.hand_on(received, &mut opened.sender).await?;
                 }
             }
         }
@@ -202,7 +205,13 @@ impl Session {
             from_program::Kind::Accepted(position) => {
                 self.input.accept(position.offset, position.window)
             }
-            from_program::Kind::Stopped(_) => self.stop_with_it(sender, signals).await?,
+            from_program::Kind::Stopped(_) => {
+                // Without a terminal only a stop that was asked for here is ours as well: nobody
+                // would know to continue us after another one.
+                if self.terminal.is_some() || std::mem::take(&mut self.stop_asked) {
+                    self.stop_with_it(sender, signals).await?;
+                }
+            }
             from_program::Kind::Continued(_) => {}
             from_program::Kind::Ended(ended) => return Ok(Some(ended)),
         }
@@ -247,12 +256,7 @@ impl Session {
         }
     }
 
-    async fn hand_on(
-        &mut self,
-        got: Got,
-        sender: &mut StreamSender,
-        signals: &mut Signals,
-    ) -> Result<(), Break> {
+    async fn hand_on(&mut self, got: Got, sender: &mut StreamSender) -> Result<(), Break> {
         match got {
             Got::Signal(signal) => send(sender, to_program::Kind::Signal(signal.as_raw())).await,
             Got::Resized => match &self.terminal {
@@ -260,8 +264,10 @@ impl Session {
                 None => Ok(()),
             },
             Got::StopKey => {
-                send(sender, to_program::Kind::Signal(Signal::TSTP.as_raw())).await?;
-                self.stop_with_it(sender, signals).await
+                self.stop_asked = true;
+                // Not TSTP, which does nothing to it: the shell that would continue it is not in its
+                // session.
+                send(sender, to_program::Kind::Signal(Signal::STOP.as_raw())).await
             }
         }
     }

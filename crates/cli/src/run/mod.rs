@@ -28,6 +28,8 @@ use crate::output::Output;
 pub const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
 /// A daemon that was just killed is back within a few of these.
 pub const RETRY_PERIOD: Duration = Duration::from_millis(50);
+/// How long a daemon that does not serve yet may take to come up.
+const RESTART_PATIENCE: Duration = Duration::from_secs(3);
 const START_PATIENCE: Duration = Duration::from_secs(20);
 const KEY_SIZE: usize = 16;
 /// The program's node was lost: how it ended, if it did, is not known. As with ssh.
@@ -53,7 +55,12 @@ pub fn run(socket: &Path, order: &RunOrder, out: &Output) -> Result<u8> {
             out.one(&program::Started::from(&started), || format!("{}\n", started.pid))?;
             return Ok(0);
         }
+        let drawn = terminal.is_some();
         let ended = attachment::attend(socket, client, started.pid, terminal).await;
+        if drawn && !matches!(&ended, Ok(Ended { how: Some(how), .. }) if !is_lost(how)) {
+            // The program did not live to leave the cursor at a line's start.
+            eprintln!();
+        }
         let ended = ended.map_err(own_failure)?;
         if order.time {
             tell_use(&ended);
@@ -74,29 +81,43 @@ fn fresh_key() -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(&key))
 }
 
-/// Starts the program once, however often the request must be repeated: the key tells.
+/// Starts the program once, however often the request must be repeated: the key tells. That holds on
+/// one node; a program that may be placed anew is asked for again only if it surely did not start.
 async fn start(socket: &Path, request: StartRequest) -> Result<(StartReply, Client)> {
-    let give_up = Instant::now() + DAEMON_PATIENCE;
-    let mut sent = false;
+    let begun = Instant::now();
+    let pinned = !request.node.is_empty();
     loop {
-        let error = match Client::unix(socket).await {
+        let (error, patience) = match Client::unix(socket).await {
             Ok(client) => {
-                sent = true;
                 let options = CallOptions::within(START_PATIENCE).fail_fast();
                 let answer =
                     client.call::<process::Start>(&local(), request.clone(), &options).await;
                 match answer {
                     Ok(reply) => return Ok((reply, client)),
-                    Err(
-                        error @ (RpcError::OutcomeUnknown { .. } | RpcError::Unreachable { .. }),
-                    ) => Failure::new(format!("the daemon went away: {error}")),
+                    Err(error @ RpcError::Unreachable { .. }) => {
+                        (Failure::new(format!("the daemon went away: {error}")), DAEMON_PATIENCE)
+                    }
+                    Err(error @ RpcError::OutcomeUnknown { .. }) if pinned => {
+                        (Failure::new(format!("the daemon went away: {error}")), DAEMON_PATIENCE)
+                    }
+                    Err(error @ RpcError::OutcomeUnknown { .. }) => {
+                        let what = format!("whether the program was started is not known: {error}");
+                        return Err(Failure::new(what).next("Look for it: unum ps"));
+                    }
+                    // A daemon that is just starting, here or there.
+                    Err(error) if pinned && error.code() == Some(Code::Unavailable) => {
+                        (start_failure(error), RESTART_PATIENCE)
+                    }
                     Err(error) => return Err(start_failure(error)),
                 }
             }
-            Err(error) => crate::daemon::unreachable(socket, error),
+            // Its socket is there: it was killed and is being started again, or does not run.
+            Err(error) if socket.exists() => {
+                (crate::daemon::unreachable(socket, error), RESTART_PATIENCE)
+            }
+            Err(error) => return Err(crate::daemon::unreachable(socket, error)),
         };
-        // A daemon that never answered does not run; one that did is being started again.
-        if !sent || Instant::now() > give_up {
+        if begun.elapsed() > patience {
             return Err(error);
         }
         tokio::time::sleep(RETRY_PERIOD).await;
@@ -120,6 +141,10 @@ fn start_failure(error: RpcError) -> Failure {
         }
         StartStep::Resources | StartStep::Unspecified => failure,
     }
+}
+
+fn is_lost(how: &ended::How) -> bool {
+    matches!(how, ended::How::Lost(_))
 }
 
 fn lost(text: String) -> Failure {

@@ -99,7 +99,11 @@ impl Processes {
             forwarded = forward => forwarded,
             back = back => back,
         }?;
-        (&mut reply).await.map_err(|error| peer_status(&name, error))
+        // The reply follows the stream's end at once, unless the connection went in between.
+        match tokio::time::timeout(PEER_TIME_MAX, &mut reply).await {
+            Ok(replied) => replied.map_err(|error| peer_status(&name, error)),
+            Err(_) => Err(peer_status(&name, RpcError::DeadlineExceeded)),
+        }
     }
 
     /// Completes when a node's programs are given up.
