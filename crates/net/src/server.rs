@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
+use crate::complaints::Complaints;
 use crate::{
     IdentityStore, Router, Settings,
     credentials::caller_of,
@@ -42,6 +43,7 @@ struct Door {
     identity: Arc<IdentityStore>,
     desk: Option<Arc<dyn JoinDesk>>,
     limiter: JoinLimiter,
+    complaints: Complaints,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
 }
@@ -68,6 +70,7 @@ impl Server {
             identity,
             desk,
             limiter: JoinLimiter::new(std::time::Instant::now()),
+            complaints: Complaints::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
         });
@@ -105,7 +108,7 @@ impl Door {
             let connection = self.connections.clone().try_acquire_owned();
             let handshake = self.handshakes.clone().try_acquire_owned();
             let (Ok(connection), Ok(handshake)) = (connection, handshake) else {
-                tracing::warn!("turned {from} away: too many connections");
+                self.complain(&format!("turned {from} away: too many connections"));
                 continue;
             };
             let door = self.clone();
@@ -128,9 +131,12 @@ impl Door {
                 }
                 return;
             }
-            Ok(Err(why)) => return tracing::warn!("refused a connection from {from}: {why}"),
+            Ok(Err(why)) => {
+                return self.complain(&format!("refused a connection from {from}: {why}"));
+            }
             Err(_) => {
-                return tracing::warn!("dropped {from}: no handshake in {HANDSHAKE_TIMEOUT:?}");
+                let why = format!("dropped {from}: no handshake in {HANDSHAKE_TIMEOUT:?}");
+                return self.complain(&why);
             }
         };
         let (input, output) = tokio::io::split(tls);
@@ -142,6 +148,15 @@ impl Door {
             }
             Ok(Err(why)) => tracing::warn!("refused a connection of {peer} ({from}): {why}"),
             Err(_) => tracing::warn!("dropped {peer} ({from}): no hello in {HANDSHAKE_TIMEOUT:?}"),
+        }
+    }
+
+    /// Logs what a stranger did. Whoever knocks often fills no disk with it.
+    fn complain(&self, what: &str) {
+        match self.complaints.admit(std::time::Instant::now()) {
+            Some(0) => tracing::warn!("{what}"),
+            Some(unsaid) => tracing::warn!("{what} (and {unsaid} more such of late)"),
+            None => {}
         }
     }
 
