@@ -3,18 +3,27 @@
 BUILD_PACKAGES = gcc libc6-dev make cmake
 RUN_PACKAGES = iproute2 util-linux fuse3
 
-.PHONY: build release test demo bench install
+.PHONY: build release demo test bench install
 build:
 	@scripts/need-packages $(BUILD_PACKAGES)
-	cargo build
+	cargo build --locked -p unum-cli -p unum-node -p unum-init
 
 release:
 	@scripts/need-packages $(BUILD_PACKAGES)
-	cargo build --release -p unum-cli -p unum-node -p unum-init
+	cargo build --locked --release -p unum-cli -p unum-node -p unum-init
+
+# Development builds: dependencies are optimised in them, and they are made in half the time.
+demo: build
+	@scripts/need-packages $(RUN_PACKAGES) tar
+	@scripts/demo
 
 test:
 	@scripts/need-packages $(BUILD_PACKAGES) $(RUN_PACKAGES) python3
 	@scripts/test
+
+bench:
+	@scripts/need-packages $(BUILD_PACKAGES)
+	@scripts/bench
 
 install: release
 	@scripts/install

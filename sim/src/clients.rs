@@ -15,10 +15,11 @@ use unum_node::registry::RegistryError;
 use unum_proto::ids::{Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
-use unum_proto::tree::{Create, FileKind, Rename, Rmdir, Unlink, tree_command};
+use unum_proto::tree::ChunkKey;
 
 use crate::linear::Event;
 use crate::monitor::Monitor;
+use crate::tree::{self, Sight};
 use crate::values::{Op, Ret};
 use crate::world::{Registry, World};
 
@@ -84,7 +85,7 @@ impl Client {
             let pause = self.world.draw(|rng| rng.random_range(2..90));
             SimRuntime::sleep(Duration::from_millis(pause)).await;
             let key = self.world.draw(|rng| rng.random_range(0..KEYS));
-            match self.world.draw(|rng| rng.random_range(0..10)) {
+            match self.world.draw(|rng| rng.random_range(0..14)) {
                 0..3 => self.put(key).await,
                 3..5 => self.compare_and_set(key).await,
                 5 => self.delete(key).await,
@@ -146,25 +147,12 @@ impl Client {
         self.histories.add(key, Some(id), Event { op, invoked, returned });
     }
 
-    /// Random names in one directory: what happens to them only has to be the same everywhere.
+    /// What happens to the tree only has to be the same everywhere.
     async fn change_tree(&mut self) {
-        use tree_command::Command;
-        let (a, b, what) = self
-            .world
-            .draw(|rng| (rng.random_range(0..6), rng.random_range(0..6), rng.random_range(0..5)));
-        let command = match what {
-            0 => Command::Create(create(a, FileKind::Regular)),
-            1 => Command::Create(create(a, FileKind::Directory)),
-            2 => Command::Unlink(Unlink { parent: 1, name: file(a) }),
-            3 => Command::Rmdir(Rmdir { parent: 1, name: file(a) }),
-            _ => Command::Rename(Rename {
-                parent: 1,
-                name: file(a),
-                new_parent: 1,
-                new_name: file(b),
-                flags: 0,
-            }),
-        };
+        let Some((node, registry)) = self.pick() else { return };
+        let sight = registry.read(|state| Sight::of(state.tree()));
+        let unique = ChunkKey { lane: self.number, seq: self.seq + 1 };
+        let command = self.world.draw(|rng| tree::draw(rng, &sight, node, unique));
         self.execute(Kind::Tree(command.into())).await;
     }
 
@@ -239,12 +227,4 @@ fn encode(value: u64) -> Bytes {
 
 fn decode(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(0, u64::from_le_bytes)
-}
-
-fn file(number: u32) -> Bytes {
-    format!("f{number}").into_bytes().into()
-}
-
-fn create(number: u32, kind: FileKind) -> Create {
-    Create { parent: 1, name: file(number), kind: kind.into(), mode: 0o755, ..Create::default() }
 }

@@ -23,6 +23,12 @@ enum Trouble {
     Heal,
     Crash,
     CrashInSync,
+    /// A write or a sync fails for good; the daemon is started again.
+    DiskError,
+    /// A node loses what it had last acknowledged, and perhaps its snapshot.
+    Rot,
+    /// The same to one of just enough nodes that have it, and the others would elect it.
+    Amnesia,
     CrashLeader,
     Blackout,
     DiskFull,
@@ -31,12 +37,15 @@ enum Trouble {
     HandOver,
 }
 
-const ALL: [Trouble; 11] = [
+const ALL: [Trouble; 14] = [
     Trouble::Partition,
     Trouble::IsolateLeader,
     Trouble::Heal,
     Trouble::Crash,
     Trouble::CrashInSync,
+    Trouble::DiskError,
+    Trouble::Rot,
+    Trouble::Amnesia,
     Trouble::CrashLeader,
     Trouble::Blackout,
     Trouble::DiskFull,
@@ -87,7 +96,20 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         Trouble::Crash => crash_and_boot(world, node),
         Trouble::CrashLeader => crash_and_boot(world, leader(world).unwrap_or(node)),
         // A fault ordered for a dead machine would strike its next boot instead.
-        Trouble::CrashInSync if world.registry(node).is_none() => {}
+        Trouble::CrashInSync | Trouble::DiskError if world.registry(node).is_none() => {}
+        // A majority that may have forgotten elects nobody: one at a time.
+        Trouble::CrashInSync | Trouble::DiskError | Trouble::Rot | Trouble::Amnesia
+            if !is_sound(world) => {}
+        Trouble::DiskError => disk_error(world, node),
+        Trouble::Rot => {
+            world.crash(node);
+            world.rot_log(node);
+            if world.draw(|rng| rng.random()) {
+                world.rot_snapshot(node);
+            }
+            boot_after(world, node, 20..1500);
+        }
+        Trouble::Amnesia => amnesia(world).await,
         Trouble::CrashInSync => {
             let after = world.draw(|rng| rng.random_range(0..4));
             let path_contains = String::new();
@@ -144,9 +166,14 @@ fn crash_and_boot(world: &Arc<World>, node: NodeId) {
         return;
     }
     world.crash(node);
+    boot_after(world, node, 20..2500);
+}
+
+/// Within so many milliseconds.
+fn boot_after(world: &Arc<World>, node: NodeId, within: std::ops::Range<u64>) {
     let world = world.clone();
     drop(SimRuntime::spawn(async move {
-        let pause = world.draw(|rng| rng.random_range(20..2500));
+        let pause = world.draw(|rng| rng.random_range(within));
         SimRuntime::sleep(Duration::from_millis(pause)).await;
         if world.registry(node).is_none() {
             world.boot(node).await;
@@ -181,4 +208,67 @@ fn declare_down(world: &Arc<World>, node: NodeId) {
         let outcome = registry.propose_within(id, Kind::NodeDown(down), within).await;
         world.note(format!("{by} declares {node} down: {outcome:?}"));
     }));
+}
+
+/// Whether all nodes run and know all that they ever acknowledged.
+fn is_sound(world: &World) -> bool {
+    world.nodes().into_iter().all(|node| {
+        let standing = world.registry(node).map(|registry| registry.standing());
+        standing.is_some_and(|standing| !standing.suspect && !standing.stopped)
+    })
+}
+
+/// One operation of the disk fails, and consensus on the node with it: its daemon sees that and
+/// starts anew, on a machine that kept its power.
+fn disk_error(world: &Arc<World>, node: NodeId) {
+    let Some(disk) = world.disk(node) else { return };
+    let (op, after) = world.draw(|rng| {
+        let op = if rng.random() { Op::Write } else { Op::Sync };
+        (op, rng.random_range(0..4))
+    });
+    let (path_contains, errno) = ("log".to_owned(), rustix::io::Errno::IO);
+    disk.fail(Fault { op, path_contains, after, errno });
+    world.note(format!("on {node}, {op} fails after {after} more"));
+    let world = world.clone();
+    drop(SimRuntime::spawn(async move {
+        for _ in 0..20 {
+            SimRuntime::sleep(Duration::from_millis(100)).await;
+            let Some(registry) = world.registry(node) else { return };
+            if registry.standing().stopped {
+                return world.restart(node).await;
+            }
+        }
+    }));
+}
+
+/// Voters that are just enough acknowledge entries; then one of them forgets, and the leader is cut
+/// off: if the forgetful one voted, the rest would elect a leader without these entries.
+async fn amnesia(world: &Arc<World>) {
+    let Some(first) = leader(world) else { return };
+    let Some(registry) = world.registry(first) else { return };
+    let others: Vec<NodeId> =
+        registry.standing().voters.into_iter().filter(|node| *node != first).collect();
+    let Some(forgetful) = world.draw(|rng| others.choose(rng).copied()) else { return };
+    let absent: Vec<NodeId> =
+        others.iter().filter(|node| **node != forgetful).take(others.len() / 2).copied().collect();
+    world.set_weather(Weather::CALM);
+    world.set_groups(Groups(absent.iter().map(|node| (*node, 1)).collect()));
+    world.note(format!("only just enough nodes follow {first}"));
+    let pause = world.draw(|rng| rng.random_range(20..400));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
+    let put = wire::PutValue { key: "remember".into(), value: "me".into() };
+    let id = RequestId { lane: Lane(world.draw(|rng| rng.random())), seq: 1 };
+    let within = Duration::from_millis(400);
+    let outcome = registry.propose_within(id, Kind::PutValue(put), within).await;
+    world.note(format!("{first} acknowledges: {outcome:?}"));
+    world.crash(forgetful);
+    world.rot_log(forgetful);
+    let group = |node: &NodeId| u8::from(*node == forgetful || absent.contains(node));
+    world.set_groups(Groups(world.nodes().iter().map(|node| (*node, group(node))).collect()));
+    world.note(format!("those who remember are cut off from {forgetful} and {absent:?}"));
+    world.boot(forgetful).await;
+    world.come_up(forgetful);
+    SimRuntime::sleep(Duration::from_millis(1800)).await;
+    world.set_groups(Groups::default());
+    world.note("the network is whole");
 }

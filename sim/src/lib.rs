@@ -11,10 +11,13 @@
 pub mod clients;
 pub mod disk;
 pub mod faults;
+pub mod gossip;
 pub mod linear;
 pub mod monitor;
 pub mod net;
 pub mod run;
+pub mod tree;
+pub mod turnover;
 pub mod values;
 pub mod world;
 

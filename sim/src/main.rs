@@ -35,6 +35,7 @@ enum Planted {
     LyingSync,
     ForgetReplies,
     BarrierWithoutQuorum,
+    IgnoreSuspicion,
 }
 
 impl From<Planted> for Flaw {
@@ -44,6 +45,7 @@ impl From<Planted> for Flaw {
             Planted::LyingSync => Flaw::LyingSync,
             Planted::ForgetReplies => Flaw::ForgetReplies,
             Planted::BarrierWithoutQuorum => Flaw::BarrierWithoutQuorum,
+            Planted::IgnoreSuspicion => Flaw::IgnoreSuspicion,
         }
     }
 }

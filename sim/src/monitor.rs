@@ -39,6 +39,10 @@ impl Monitor {
         self.violations.first()
     }
 
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
     pub fn report(&mut self, violation: String) {
         self.violations.push(violation);
     }

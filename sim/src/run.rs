@@ -17,7 +17,9 @@ use unum_proto::registry::{self as wire, reply};
 
 use crate::clients::{Client, Histories, KEYS};
 use crate::faults::{mend, trouble};
+use crate::gossip;
 use crate::linear::is_linearizable;
+use crate::turnover::turn_over;
 use crate::values::Key;
 use crate::world::{Registry, World};
 
@@ -36,6 +38,20 @@ pub enum Flaw {
     LyingSync,
     ForgetReplies,
     BarrierWithoutQuorum,
+    IgnoreSuspicion,
+}
+
+impl Flaw {
+    /// What plants it, on the command line.
+    fn argument(self) -> &'static str {
+        match self {
+            Flaw::None => "",
+            Flaw::LyingSync => " --flaw lying-sync",
+            Flaw::ForgetReplies => " --flaw forget-replies",
+            Flaw::BarrierWithoutQuorum => " --flaw barrier-without-quorum",
+            Flaw::IgnoreSuspicion => " --flaw ignore-suspicion",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +59,28 @@ pub struct Plan {
     pub seed: u64,
     pub nodes: u64,
     pub flaw: Flaw,
+    /// Nodes gossip, the leader calls the dead dead, and both is judged in the end.
+    pub gossip: bool,
+    /// In the end a node is expelled and another one joins.
+    pub turnover: bool,
+    /// The last node is a witness.
+    pub witness: bool,
     /// Each message is in the trace, too.
     pub messages: bool,
 }
 
 impl Plan {
     pub fn new(seed: u64) -> Self {
-        let nodes = StdRng::seed_from_u64(seed ^ 0x6e6f_6465).random_range(3..=5);
-        Self { seed, nodes, flaw: Flaw::None, messages: false }
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x6e6f_6465);
+        Self {
+            seed,
+            nodes: rng.random_range(3..=5),
+            flaw: Flaw::None,
+            gossip: rng.random_bool(0.3),
+            turnover: rng.random_bool(0.3),
+            witness: rng.random_bool(0.3),
+            messages: false,
+        }
     }
 
     pub fn with(self, flaw: Flaw) -> Self {
@@ -75,6 +105,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub seed: u64,
+    pub flaw: Flaw,
     pub what: String,
     pub trace: Vec<String>,
 }
@@ -82,7 +113,12 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {} fails: {}", self.seed, self.what)?;
-        write!(f, "replay: cargo run -p sim -- --seed {} --trace", self.seed)
+        write!(
+            f,
+            "replay: cargo run -p sim -- --seed {} --trace{}",
+            self.seed,
+            self.flaw.argument()
+        )
     }
 }
 
@@ -108,7 +144,7 @@ pub fn run(plan: Plan) -> Result<Report, Failure> {
                 digest,
                 trace,
             }),
-            Err(what) => Err(Failure { seed: plan.seed, what, trace }),
+            Err(what) => Err(Failure { seed: plan.seed, flaw: plan.flaw, what, trace }),
         }
     })
 }
@@ -133,7 +169,16 @@ async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
     mend(world).await;
     let digest = agree(world).await?;
     last_reads(world, &histories).await;
-    judge(world, &histories).map(|operations| (operations, digest))
+    let operations = judge(world, &histories)?;
+    if world.plan.turnover {
+        turn_over(world).await?;
+        agree(world).await?;
+    }
+    if world.plan.gossip {
+        gossip::judge(world).await?;
+        agree(world).await?;
+    }
+    Ok((operations, digest))
 }
 
 /// A cluster of all nodes, with as many voters as it shall have.
@@ -143,7 +188,7 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
     world.boot(NodeId(1)).await;
     let first = world.registry(NodeId(1)).ok_or("the first node did not start")?;
     first.initialize().await.map_err(|error| error.to_string())?;
-    let mut setup = Setup { registry: first, seq: 0 };
+    let mut setup = Setup { registry: first, lane: Lane(1000), seq: 0 };
     setup
         .ask(Kind::Found(wire::Found {
             cluster: Bytes::from_static(&[7; 16]),
@@ -155,7 +200,8 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
         .await?;
     setup.registry.set_epoch(Epoch(1));
     for node in nodes.iter().skip(1) {
-        setup.admit(*node).await?;
+        let witness = world.plan.witness && Some(node) == nodes.last();
+        setup.admit(*node, if witness { wire::Role::Witness } else { wire::Role::Node }).await?;
         world.boot(*node).await;
         world.come_up(*node);
     }
@@ -170,21 +216,23 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
     Ok(())
 }
 
-struct Setup {
-    registry: Registry,
-    seq: u64,
+/// Commands outside of the clients' work.
+pub struct Setup {
+    pub registry: Registry,
+    pub lane: Lane,
+    pub seq: u64,
 }
 
 impl Setup {
     async fn ask(&mut self, command: Kind) -> Result<reply::Kind, String> {
         self.seq += 1;
-        let id = RequestId { lane: Lane(1000), seq: self.seq };
+        let id = RequestId { lane: self.lane, seq: self.seq };
         self.registry.propose(id, command).await.map_err(|error| error.to_string())
     }
 
-    async fn admit(&mut self, node: NodeId) -> Result<(), String> {
+    pub async fn admit(&mut self, node: NodeId, role: wire::Role) -> Result<(), String> {
         let hash = Bytes::copy_from_slice(blake3::hash(&node.0.to_le_bytes()).as_bytes());
-        let role = wire::Role::Node.into();
+        let role = role.into();
         let token = wire::CreateToken { hash: hash.clone(), role, ttl_ms: 60_000, uid: 0 };
         self.ask(Kind::CreateToken(token)).await?;
         let name = format!("n{}", node.0);

@@ -11,17 +11,19 @@ use openraft_rt_sim::{SimInstant, SimRuntime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use unum_core::time::Time;
+use unum_node::membership::gossip::Gossip;
 use unum_node::registry::mutation::Mutation;
 use unum_node::registry::offload::Offload;
 use unum_node::registry::transport::Call;
 use unum_node::registry::{Options, RegistryOn, Timing};
-use unum_node::store::disk::{Disk, SimDisk};
+use unum_node::store::disk::{Disk, Open, SimDisk};
 use unum_node::store::journal::JournalOptions;
 use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
 
 use crate::disk::LyingDisk;
+use crate::gossip;
 use crate::monitor::Monitor;
 use crate::net::{Fate, Groups, Port, Weather};
 use crate::run::{Flaw, Plan};
@@ -33,6 +35,8 @@ pub const DISK_BYTES: u64 = 256 << 20;
 /// Small, so that segments and snapshots come and go within a run.
 const SEGMENT_BYTES: u64 = 32 << 10;
 const SNAPSHOT_ENTRIES: u64 = 120;
+/// Entries between two looks at the whole file tree.
+const TREE_CHECK_ENTRIES: u64 = 16;
 /// Virtual time begins here, in seconds since 1970.
 const DAWN: u64 = 1_800_000_000;
 
@@ -56,6 +60,7 @@ struct Machine {
     /// Grows with each boot and each crash: what was started in an earlier one is a ghost.
     life: u64,
     registry: Option<Registry>,
+    gossip: Option<Gossip>,
     coming_up: bool,
 }
 
@@ -94,8 +99,7 @@ impl World {
     }
 
     pub fn violated(&self, what: String) {
-        self.note(format!("VIOLATED: {what}"));
-        self.inner().monitor.report(what);
+        self.monitor(|monitor| monitor.report(what));
     }
 
     pub fn violation(&self) -> Option<String> {
@@ -107,7 +111,13 @@ impl World {
     }
 
     pub fn monitor<T>(&self, look: impl FnOnce(&mut Monitor) -> T) -> T {
-        look(&mut self.inner().monitor)
+        let inner = &mut *self.inner();
+        let before = inner.monitor.violations().len();
+        let seen = look(&mut inner.monitor);
+        let at = self.started.elapsed().as_secs_f64();
+        let new = inner.monitor.violations().iter().skip(before);
+        inner.trace.extend(new.map(|what| format!("{at:10.6} VIOLATED: {what}")));
+        seen
     }
 
     pub fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
@@ -145,6 +155,30 @@ impl World {
         running.filter_map(|(id, machine)| Some((*id, machine.registry.clone()?))).collect()
     }
 
+    pub fn set_gossip(&self, node: NodeId, gossip: Gossip) {
+        if let Some(machine) = self.inner().machines.get_mut(&node) {
+            machine.gossip = Some(gossip);
+        }
+    }
+
+    /// The gossip of a node that runs.
+    pub fn gossip<T>(&self, node: NodeId, act: impl FnOnce(&mut Gossip) -> T) -> Option<T> {
+        self.inner().machines.get_mut(&node)?.gossip.as_mut().map(act)
+    }
+
+    /// A new machine with an empty disk.
+    pub fn add(&self, node: NodeId) {
+        let inner = &mut *self.inner();
+        let machine = Machine::new(inner.rng.random());
+        inner.machines.insert(node, machine);
+    }
+
+    /// Takes a machine away for good.
+    pub fn retire(self: &Arc<Self>, node: NodeId) {
+        self.crash(node);
+        self.inner().machines.remove(&node);
+    }
+
     pub fn is_alive(&self, node: NodeId, life: u64) -> bool {
         self.inner().machines.get(&node).is_some_and(|machine| machine.life == life)
     }
@@ -159,7 +193,7 @@ impl World {
             self.note(format!("{from} -> {to}: {}", describe(call)));
         }
         if let Call::Append(wire::AppendRequest { vote: Some(vote), .. }) = call {
-            self.inner().monitor.leads(from, vote.term);
+            self.monitor(|monitor| monitor.leads(from, vote.term));
         }
     }
 
@@ -180,8 +214,10 @@ impl World {
                         _ => Some(registry),
                     }
                 };
-                if let Some(ghost) = ghost {
-                    ghost.shutdown().await;
+                match ghost {
+                    Some(ghost) => ghost.shutdown().await,
+                    None if self.plan.gossip => gossip::start(self, node, life),
+                    None => {}
                 }
             }
             // It stays down until somebody starts it again, as a daemon on a full disk would.
@@ -226,15 +262,27 @@ impl World {
             journal: JournalOptions { first: 1, segment_bytes: SEGMENT_BYTES, salt },
             observe: Some(Arc::new(move |entry| {
                 if witness.is_alive(node, life) {
-                    witness.inner().monitor.applied(node, entry);
+                    witness.monitor(|monitor| monitor.applied(node, entry));
+                    if entry.log_id.index.is_multiple_of(TREE_CHECK_ENTRIES) {
+                        witness.check_tree(node);
+                    }
                 }
             })),
             mutation: match self.plan.flaw {
                 Flaw::ForgetReplies => Mutation::ForgetReplies,
                 Flaw::BarrierWithoutQuorum => Mutation::BarrierWithoutQuorum,
+                Flaw::IgnoreSuspicion => Mutation::IgnoreSuspicion,
                 Flaw::None | Flaw::LyingSync => Mutation::None,
             },
             ..Options::new(node, disk, port)
+        }
+    }
+
+    fn check_tree(&self, node: NodeId) {
+        let Some(registry) = self.registry(node) else { return };
+        let faults = registry.read(|state| state.tree().check());
+        if let Some(fault) = faults.first() {
+            self.violated(format!("the file tree on {node} is inconsistent: {fault}"));
         }
     }
 
@@ -247,12 +295,58 @@ impl World {
             if let Err(error) = machine.disk.crash() {
                 inner.monitor.report(format!("the disk of {node} did not come back: {error}"));
             }
+            machine.gossip = None;
             machine.registry.take()
         };
         self.note(format!("{node} loses power"));
         if let Some(ghost) = ghost {
             // What is left of it can neither write nor send any more.
             drop(SimRuntime::spawn(async move { ghost.shutdown().await }));
+        }
+    }
+
+    /// Starts the node's daemon anew; its machine keeps running.
+    pub async fn restart(self: &Arc<Self>, node: NodeId) {
+        self.note(format!("the daemon of {node} starts anew"));
+        let registry = {
+            let mut inner = self.inner();
+            let Some(machine) = inner.machines.get_mut(&node) else { return };
+            machine.life += 1;
+            machine.gossip = None;
+            machine.registry.take()
+        };
+        if let Some(registry) = registry {
+            registry.shutdown().await;
+        }
+        self.boot(node).await;
+        self.come_up(node);
+    }
+
+    /// Damages the end of a powerless node's log: what it had acknowledged last.
+    pub fn rot_log(&self, node: NodeId) {
+        self.rot(node, "log", |size, rng| size.saturating_sub(rng.random_range(1..8)));
+    }
+
+    pub fn rot_snapshot(&self, node: NodeId) {
+        self.rot(node, "snapshots", |size, rng| rng.random_range(0..size.max(1)));
+    }
+
+    /// Flips a bit in the directory's last file.
+    fn rot(&self, node: NodeId, dir: &str, at: impl FnOnce(u64, &mut StdRng) -> u64) {
+        let Some(disk) = self.disk(node) else { return };
+        let last = || {
+            let dir = disk.disk().dir(dir).ok()?;
+            let mut names = dir.list().ok()?;
+            names.retain(|name| name.starts_with("snapshot-") || name.ends_with(".journal"));
+            names.sort();
+            let name = names.pop()?;
+            let size = dir.open(&name, Open::Existing).ok()?.size().ok()?;
+            Some((name, size))
+        };
+        let Some((name, size)) = last() else { return };
+        let offset = self.draw(|rng| at(size, rng));
+        if disk.rot(&format!("{dir}/{name}"), offset, 1) {
+            self.note(format!("{dir}/{name} of {node} rots at {offset} of {size}"));
         }
     }
 
@@ -321,7 +415,7 @@ impl World {
 impl Machine {
     fn new(seed: u64) -> Self {
         let disk = SimDisk::new(seed, DISK_BYTES).expect("a disk in memory opens");
-        Self { disk: Arc::new(disk), life: 0, registry: None, coming_up: false }
+        Self { disk: Arc::new(disk), life: 0, registry: None, gossip: None, coming_up: false }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::Playground;
 
 /// How long a call may take that does not wait for anything.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
 /// A call that has not answered after so long is taken to wait.
 const WAITS_AFTER: Duration = Duration::from_millis(400);
 
@@ -92,6 +92,23 @@ pub struct Actor {
     machine: String,
     /// As its machine sees it.
     pub pid: u32,
+}
+
+/// Why this machine cannot mount files, if it cannot. Printed in the form that is counted.
+pub fn cannot_run_files() -> bool {
+    if crate::cannot_run() {
+        return true;
+    }
+    let fuse = std::path::Path::new("/dev/fuse").exists();
+    if !fuse {
+        println!("skipped: there is no /dev/fuse");
+    }
+    !fuse
+}
+
+/// One on each of these machines.
+pub fn actors<const N: usize>(playground: &Playground, machines: [&str; N]) -> [Actor; N] {
+    machines.map(|machine| Actor::on(playground, machine))
 }
 
 impl Actor {

@@ -34,11 +34,10 @@ pub fn cannot_run() -> bool {
 
 /// The program under test.
 pub fn unum() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap_or_default();
-    // target/PROFILE/deps/TEST
-    path.pop();
-    path.pop();
-    path.join("unum")
+    let path = std::env::current_exe().unwrap_or_default();
+    // target/PROFILE/deps/TEST, or target/PROFILE/PROGRAM
+    let beside = path.ancestors().skip(1).find(|path| !path.ends_with("deps"));
+    beside.unwrap_or(&path).join("unum")
 }
 
 impl Playground {
@@ -74,6 +73,14 @@ impl Playground {
         let mut command = self.command("exec");
         command.arg(machine).arg("--").args(words);
         command
+    }
+
+    /// Switches a machine on and waits until its files are there.
+    pub fn boot(&self, machine: &str) {
+        self.must("boot", &[machine]);
+        let ready = "for i in $(seq 600); do grep -q ' /unum fuse' /proc/mounts && \
+                     stat /unum >/dev/null && exit 0; sleep 0.05; done; exit 1";
+        assert!(self.sh(machine, ready).status.success(), "{machine} has no files after boot");
     }
 
     /// Runs a shell script on a machine.

@@ -71,6 +71,9 @@ pub enum Verb {
         /// Print the process ID and return; see `unum logs` and `unum wait`
         #[arg(long, short)]
         detach: bool,
+        /// Say at the end how long it ran, its CPU time and its peak memory
+        #[arg(long, short, conflicts_with = "detach")]
+        time: bool,
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         #[arg(value_name = "COMMAND")]
         command: Vec<OsString>,
@@ -83,7 +86,12 @@ pub enum Verb {
         words: Vec<String>,
     },
     /// Wait until a program has ended; the exit status is the program's
-    Wait { pid: u32 },
+    Wait {
+        pid: u32,
+        /// Say how long it ran, its CPU time and its peak memory
+        #[arg(long, short)]
+        time: bool,
+    },
     /// Print what a detached program wrote
     Logs {
         pid: u32,

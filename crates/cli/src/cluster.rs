@@ -104,8 +104,8 @@ fn nodes_table(nodes: &[Node], rows: &[NodeRow], out: &Output) -> Table {
             row.role.into(),
             vote.into(),
             row.cores.to_string(),
-            told.then(|| format!("{:.2}", row.load)).unwrap_or_else(|| "-".into()),
-            told.then(|| format!("{}M", row.memory_free_bytes / MIB)).unwrap_or_else(|| "-".into()),
+            if told { format!("{:.2}", row.load) } else { "-".into() },
+            if told { format!("{}M", row.memory_free_bytes / MIB) } else { "-".into() },
             row.processes.to_string(),
             row.address.clone(),
         ]);

@@ -45,12 +45,13 @@ fn tell(failure: &Failure) -> u8 {
 
 fn run(cli: Cli) -> Result<u8> {
     let out = Output::new(cli.json);
-    let socket = cli.socket.unwrap_or_else(|| daemon::SOCKET.into());
+    let asked = cli.socket;
+    let socket = asked.clone().unwrap_or_else(|| daemon::SOCKET.into());
     let done = |()| 0;
     match cli.verb {
-        Verb::Up(start) => lifecycle::up(&start, &out).map(done),
+        Verb::Up(start) => lifecycle::up(&start, asked.as_deref(), &out).map(done),
         Verb::Join { token, addresses, start } => {
-            lifecycle::join(token, addresses, &start, &out).map(done)
+            lifecycle::join(token, addresses, &start, asked.as_deref(), &out).map(done)
         }
         Verb::Down { config } => lifecycle::down(config, &socket, &out).map(done),
         Verb::Leave { force } => cluster::leave(&socket, force, &out).map(done),
@@ -58,12 +59,12 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Nodes => cluster::nodes(&socket, &out).map(done),
         Verb::Status => cluster::status(&socket, &out).map(done),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
-        Verb::Run { node, detach, command } => {
-            run::run(&socket, &run::RunOrder { node, detach, command }, &out)
+        Verb::Run { node, detach, time, command } => {
+            run::run(&socket, &run::RunOrder { node, detach, time, command }, &out)
         }
         Verb::Ps => processes::list(&socket, &out).map(done),
         Verb::Kill { words } => processes::kill(&socket, &words).map(done),
-        Verb::Wait { pid } => processes::wait(&socket, pid),
+        Verb::Wait { pid, time } => processes::wait(&socket, pid, time, &out),
         Verb::Logs { pid, follow } => processes::logs(&socket, pid, follow).map(done),
         Verb::Where { pid } => processes::whereabouts(&socket, pid, &out).map(done),
         Verb::Registry(verb) => values::run(&socket, verb, &out).map(done),

@@ -25,8 +25,8 @@ const POLL_PERIOD: Duration = Duration::from_millis(20);
 /// Waits longer than this are told on a terminal.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-pub fn up(start: &StartArgs, out: &Output) -> Result<()> {
-    let service = prepare(start)?;
+pub fn up(start: &StartArgs, socket: Option<&Path>, out: &Output) -> Result<()> {
+    let service = prepare(start, socket)?;
     block_on(async {
         let (daemon, status) = running_daemon(&service, out).await?;
         if status.state() == DaemonState::Solitary {
@@ -38,8 +38,14 @@ pub fn up(start: &StartArgs, out: &Output) -> Result<()> {
     })
 }
 
-pub fn join(token: String, addresses: Vec<String>, start: &StartArgs, out: &Output) -> Result<()> {
-    let service = prepare(start)?;
+pub fn join(
+    token: String,
+    addresses: Vec<String>,
+    start: &StartArgs,
+    socket: Option<&Path>,
+    out: &Output,
+) -> Result<()> {
+    let service = prepare(start, socket)?;
     block_on(async {
         let (daemon, status) = running_daemon(&service, out).await?;
         if status.state() != DaemonState::Solitary {
@@ -78,12 +84,14 @@ pub fn down(config: Option<PathBuf>, socket: &Path, out: &Output) -> Result<()> 
     service.disable()
 }
 
-fn prepare(start: &StartArgs) -> Result<Service> {
+/// The settings that the daemon is started with: the file's, written first if there is none.
+fn prepare(start: &StartArgs, socket: Option<&Path>) -> Result<Service> {
     require_root("start a node")?;
     let path = start.config.clone().unwrap_or_else(|| SETTINGS_PATH.into());
     if !path.exists() {
         let mut settings = Settings::default();
         apply(start, &mut settings)?;
+        check_socket(socket, &settings)?;
         service::write_settings(&path, &settings)?;
     }
     let settings = load(&path)?;
@@ -96,8 +104,23 @@ fn prepare(start: &StartArgs) -> Result<Service> {
         ))
         .next("Change the file, or name another with --config."));
     }
+    check_socket(socket, &settings)?;
     let path = path.canonicalize().unwrap_or(path);
     Ok(Service::find(path, settings))
+}
+
+/// Where the daemon listens follows from its settings alone.
+fn check_socket(asked: Option<&Path>, settings: &Settings) -> Result<()> {
+    let socket = settings.socket();
+    match asked {
+        Some(asked) if asked != socket => Err(Failure::usage(format!(
+            "the daemon with these settings listens at {}, not at {}",
+            socket.display(),
+            asked.display()
+        ))
+        .next("Choose its directory with --run-dir DIR; the socket is DIR/unumd.sock.")),
+        _ => Ok(()),
+    }
 }
 
 fn load(path: &Path) -> Result<Settings> {

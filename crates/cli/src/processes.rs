@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use unum_net::CallOptions;
 use unum_proto::process::{
-    ListRequest, LogsRequest, Process, SignalRequest, SignalScope, WaitRequest, WhereRequest,
+    Ended, ListRequest, LogsRequest, Process, SignalRequest, SignalScope, WaitRequest,
+    WhereRequest, ended,
 };
 
 use crate::cluster::timestamp;
@@ -91,8 +92,8 @@ pub fn list(socket: &Path, out: &Output) -> Result<()> {
     let reply = block_on(async {
         Daemon::connect(socket).await?.call::<process::List>(ListRequest { local: false }).await
     })?;
-    for node in &reply.silent {
-        out.note(&format!("node {node} did not answer; its processes are not shown"));
+    for node in &reply.silent_names {
+        out.note(&format!("node {node} does not answer; its processes are not shown"));
     }
     let rows: Vec<ProcessRow> = reply.processes.iter().map(ProcessRow::from).collect();
     out.list(&rows, || {
@@ -167,23 +168,87 @@ fn signal_number(name: &str) -> Result<i32> {
     })
 }
 
-pub fn wait(socket: &Path, pid: u32) -> Result<u8> {
-    block_on(async {
+/// Waits for a program wherever it runs; a daemon on the way may be started again meanwhile.
+pub fn wait(socket: &Path, pid: u32, time: bool, out: &Output) -> Result<u8> {
+    let ended = block_on(async {
+        let mut give_up = Instant::now() + run::DAEMON_PATIENCE;
+        let mut connected = false;
         loop {
-            let daemon = Daemon::connect(socket).await.map_err(own)?;
-            let options = CallOptions::within(WAIT_ROUND);
-            let request = WaitRequest { pid };
-            let answer = daemon.client().call::<process::Wait>(&local(), request, &options).await;
-            match answer {
-                Ok(reply) => {
-                    let ended = reply.ended.unwrap_or_default();
-                    return run::exit_of(&ended, "");
+            let failure = match Daemon::connect(socket).await {
+                Ok(daemon) => {
+                    connected = true;
+                    let asked = Instant::now();
+                    match wait_once(&daemon, pid).await? {
+                        Ok(ended) => return Ok(ended),
+                        Err(failure) if asked.elapsed() < run::DAEMON_PATIENCE => failure,
+                        Err(_) => {
+                            give_up = Instant::now() + run::DAEMON_PATIENCE;
+                            continue;
+                        }
+                    }
                 }
-                Err(unum_net::RpcError::DeadlineExceeded) => {}
-                Err(error) => return Err(own(Failure::new(error.to_string()))),
+                Err(failure) => failure,
+            };
+            if !connected || Instant::now() > give_up {
+                return Err(own(failure));
             }
+            tokio::time::sleep(run::RETRY_PERIOD).await;
         }
-    })
+    })?;
+    if out.json {
+        out.one(&EndRow::new(pid, &ended), String::new)?;
+    }
+    if time {
+        run::tell_use(&ended);
+    }
+    run::exit_of(&ended, "")
+}
+
+/// The inner error is worth another try.
+async fn wait_once(daemon: &Daemon, pid: u32) -> Result<Result<Ended>> {
+    let options = CallOptions::within(WAIT_ROUND);
+    let request = WaitRequest { pid };
+    let answer = daemon.client().call::<process::Wait>(&local(), request, &options).await;
+    match answer {
+        Ok(reply) => Ok(Ok(reply.ended.unwrap_or_default())),
+        Err(error) if run::is_lasting(&error) => Err(own(Failure::new(error.to_string()))),
+        Err(error) => Ok(Err(Failure::new(error.to_string()))),
+    }
+}
+
+/// What `unum wait --json` prints.
+#[derive(Serialize)]
+struct EndRow {
+    pid: u32,
+    exit: Option<i32>,
+    signal: Option<i32>,
+    lost: bool,
+    core_dumped: bool,
+    elapsed_ms: u64,
+    user_ms: u64,
+    system_ms: u64,
+    peak_bytes: u64,
+}
+
+impl EndRow {
+    fn new(pid: u32, ended: &Ended) -> Self {
+        let (exit, signal, lost) = match ended.how {
+            Some(ended::How::Exited(code)) => (Some(code), None, false),
+            Some(ended::How::Signalled(signal)) => (None, Some(signal), false),
+            Some(ended::How::Lost(_)) | None => (None, None, true),
+        };
+        Self {
+            pid,
+            exit,
+            signal,
+            lost,
+            core_dumped: ended.core_dumped,
+            elapsed_ms: ended.elapsed_us / 1000,
+            user_ms: ended.user_cpu_us / 1000,
+            system_ms: ended.system_cpu_us / 1000,
+            peak_bytes: ended.peak_memory_bytes,
+        }
+    }
 }
 
 fn own(failure: Failure) -> Failure {

@@ -66,14 +66,27 @@ impl Client {
         self.call_with(ask, None)
     }
 
+    /// The same on behalf of a user.
+    pub fn call_for(&mut self, user: u32, ask: Ask) -> Result<Answer, ClientError> {
+        self.exchange(Request { user: Some(user), ..Request::from(ask) }, None)
+    }
+
     pub fn call_with(
         &mut self,
         ask: Ask,
         descriptor: Option<OwnedFd>,
     ) -> Result<Answer, ClientError> {
+        self.exchange(Request::from(ask), descriptor)
+    }
+
+    fn exchange(
+        &mut self,
+        request: Request,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Answer, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
-        self.send(&Request { id, ask: Some(ask) }, descriptor)?;
+        self.send(&Request { id, ..request }, descriptor)?;
         let deadline = Instant::now() + self.patience;
         loop {
             match self.receive(deadline)?.ok_or(ClientError::TimedOut(self.patience))? {

@@ -318,6 +318,30 @@ impl Streams {
         (self.stdout.end() + unread.0, self.stderr.end() + unread.1)
     }
 
+    /// Nobody reads the output any more. A terminal stays: it is input as well, and its program is
+    /// told by a hang-up.
+    pub fn close_output(&mut self, stream: Stream) {
+        let Ends::Pipes { stdout, stderr, .. } = &mut self.ends else { return };
+        let (fd, output) = match stream {
+            Stream::Stdin => return,
+            Stream::Stdout => (stdout, &mut self.stdout),
+            Stream::Stderr => (stderr, &mut self.stderr),
+        };
+        *fd = None;
+        output.forget();
+        output.finish();
+    }
+
+    /// Bytes of output that wait to be fetched.
+    pub fn held(&self) -> usize {
+        self.stdout.held() + self.stderr.held()
+    }
+
+    pub fn forget_unread(&mut self) {
+        self.stdout.forget();
+        self.stderr.forget();
+    }
+
     /// Closes all descriptors. What was read stays to be fetched.
     pub fn close(&mut self) {
         self.ends = Ends::Closed;

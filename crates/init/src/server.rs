@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use unum_proto::init::{
-    Answer, Ask, Attach, Attached, Continued, Done, EXIT_RECORDS_MAX, Exited, FRAME_SIZE_MAX,
-    Failed, Fault, FromInit, Graft, Happened, Hello, HelloAsk, Input, Output as OutputEvent,
-    PROTOCOL_VERSION, PidsLow, Programs, Request, Resize, SetBlocks, Signal, Spawn, Spawned,
-    Status, Stdio, Stopped, Stream, Target,
+    Answer, Ask, Attach, Attached, CloseOutput, Continued, Done, EXIT_RECORDS_MAX, Exited,
+    FRAME_SIZE_MAX, Failed, Fault, FromInit, Graft, Happened, Hello, HelloAsk, Input,
+    Output as OutputEvent, PROTOCOL_VERSION, PidsLow, Programs, Request, Resize, SetBlocks, Signal,
+    Spawn, Spawned, Status, Stdio, Stopped, Stream, Target,
 };
 use unum_sys::pids::{self, PidCursor};
 use unum_sys::process::{self, Change, Exit, Heard, Rlimit, SignalFd, StartFailure, Word};
@@ -35,6 +35,9 @@ const RUNNING_MAX: usize = 8192;
 
 /// Deferred answers of one connection.
 const WAITS_MAX: usize = 16_384;
+
+/// Output of exited programs that nobody has fetched, in bytes.
+const UNREAD_SIZE_MAX: usize = 64 << 20;
 
 /// Between two looks at what is not urgent.
 const SLOW_TICK: Duration = Duration::from_millis(250);
@@ -282,6 +285,10 @@ impl World {
             return Err(failed(Fault::Version, 0, "say Hello first"));
         }
         let to = ReplyTo { connection: connection.token(), request: request.id };
+        if let (Some(user), Some(pid)) = (request.user, streams_concerned(&ask)) {
+            self.may_have_streams(user, pid)?;
+        }
+        let Some(connection) = &mut self.connection else { return Ok(None) };
         let done = Ok(Some(Answer::Done(Done {})));
         match ask {
             Ask::Hello(hello) => self.hello(hello).map(|h| Some(Answer::Hello(h))),
@@ -294,6 +301,7 @@ impl World {
             Ask::Signal(signal) => self.signal(signal, to),
             Ask::Resize(resize) => self.resize(resize).and(done),
             Ask::Hangup(hangup) => self.hang_up_by_pid(hangup.pid).and(done),
+            Ask::CloseOutput(close) => self.close_output(close).and(done),
             Ask::Wait(wait) => self.wait(wait.pid, wait.forget, request.id),
             Ask::List(_) => Ok(Some(Answer::Programs(self.list()))),
             Ask::Keep(keep) => {
@@ -808,6 +816,17 @@ impl World {
         self.programs.get_mut(&key).ok_or_else(|| no_such_process(pid))
     }
 
+    /// What the program has become since, by a setuid program, plays no part; nor does who has its
+    /// PID now.
+    fn may_have_streams(&self, user: u32, pid: u32) -> Result<(), Failed> {
+        let owner = self.programs.get(&self.key_of(pid)?).map(|program| program.uid);
+        if user == 0 || owner == Some(user) {
+            return Ok(());
+        }
+        let why = format!("program {pid} was not started by user {user}");
+        Err(failed(Fault::NotPermitted, rustix::io::Errno::PERM.raw_os_error(), why))
+    }
+
     fn attach(&mut self, attach: Attach, id: u64) -> Result<(), Failed> {
         let key = self.key_of(attach.pid)?;
         let program = self.program_of(attach.pid)?;
@@ -856,6 +875,18 @@ impl World {
         match self.program_of(pid)?.streams.output(stream) {
             Some(output) => output.ack(offset),
             None => return Err(failed(Fault::BadRequest, 0, "input is not acknowledged")),
+        }
+        Ok(())
+    }
+
+    fn close_output(&mut self, close: CloseOutput) -> Result<(), Failed> {
+        let stream = close.stream();
+        let program = self.program_of(close.pid)?;
+        let tokens = program.streams.tokens();
+        program.streams.close_output(stream);
+        let left = program.streams.tokens();
+        for token in tokens.into_iter().filter(|token| !left.contains(token)) {
+            self.by_token.remove(&token);
         }
         Ok(())
     }
@@ -910,6 +941,7 @@ impl World {
 
     fn hang_up_by_pid(&mut self, pid: u32) -> Result<(), Failed> {
         let key = self.key_of(pid)?;
+        self.program_of(pid)?;
         self.hang_up(key);
         Ok(())
     }
@@ -954,9 +986,26 @@ impl World {
         }
     }
 
+    /// What exited programs said and nobody fetched is kept for the newest of them.
+    fn bound_unread(&mut self) {
+        let held = |p: &Program| p.streams.held();
+        let mut total: usize =
+            self.exits.iter().filter_map(|k| self.programs.get(k)).map(held).sum();
+        for key in &self.exits {
+            if total <= UNREAD_SIZE_MAX {
+                return;
+            }
+            if let Some(program) = self.programs.get_mut(key).filter(|p| !p.attached) {
+                total -= program.streams.held();
+                program.streams.forget_unread();
+            }
+        }
+    }
+
     // Time.
 
     fn tick(&mut self) {
+        self.bound_unread();
         let overdue: Vec<Key> =
             self.programs.iter().filter(|(_, p)| p.is_overdue()).map(|(key, _)| *key).collect();
         for key in overdue {
@@ -1042,6 +1091,19 @@ impl World {
                 connection.send(&FromInit::event(Happened::InputState(state)), None);
             }
         }
+    }
+}
+
+/// The program with whose streams the request has to do.
+fn streams_concerned(ask: &Ask) -> Option<u32> {
+    match ask {
+        Ask::Attach(attach) => Some(attach.pid),
+        Ask::Detach(detach) => Some(detach.pid),
+        Ask::Input(input) => Some(input.pid),
+        Ask::Ack(ack) => Some(ack.pid),
+        Ask::Resize(resize) => Some(resize.pid),
+        Ask::Hangup(hangup) => Some(hangup.pid),
+        _ => None,
     }
 }
 

@@ -56,6 +56,15 @@ impl Output {
         self.ended = true;
     }
 
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Drops all bytes held, as if they had been acknowledged.
+    pub fn forget(&mut self) {
+        self.ack(self.end());
+    }
+
     /// Offset after the last byte produced.
     pub fn end(&self) -> u64 {
         self.acked + self.held.len() as u64

@@ -38,6 +38,9 @@ pub const STREAM_WINDOW_BULK: u32 = 1 << 20;
 pub const STREAM_WINDOW_CONTROL: u32 = 64 << 10;
 /// One piece of a stream, in bytes: other frames pass between pieces.
 pub const STREAM_PIECE_SIZE_MAX: usize = 32 << 10;
+/// Pieces below this are copied out of the buffer that they came in, which may be far larger than
+/// what they cost, in bytes.
+pub const STREAM_PIECE_COPIED_MAX: usize = 16 << 10;
 /// What a piece costs on top of its length, in bytes: many tiny pieces are bounded, too.
 pub const STREAM_PIECE_COST: u32 = 64;
 
@@ -52,6 +55,10 @@ pub const LANES_PER_PEER_MAX: usize = 16;
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Connections that have not shown who they are yet.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Connections of one local user: no user keeps the others out.
+pub const CONNECTIONS_PER_USER_MAX: usize = 512;
+/// Machines that ask to join at once, none of which has shown yet that it may.
+pub const JOINS_MAX: usize = 64;
 /// From accepting a connection to its hello.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -76,6 +83,8 @@ pub const REDIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// One attempt to reach one address, handshakes included.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
+const _: () = assert!(CONNECTIONS_PER_USER_MAX < CONNECTIONS_MAX);
+const _: () = assert!(HANDSHAKES_MAX + JOINS_MAX < CONNECTIONS_MAX);
 const _: () = assert!(FRAME_SIZE_MAX < u32::MAX as usize);
 const _: () = assert!(FRAME_HEADER_SIZE_MAX < 1 << 24);
 const _: () = assert!(

@@ -260,6 +260,8 @@ impl Link {
                     stream.credited(credit.credit)?;
                 }
             }
+            // Whoever pings and reads nothing gets no answer; others hear what is queued.
+            Frame::Ping(_) if self.writer.is_full() => {}
             Frame::Ping(nonce) => {
                 let _ =
                     self.writer.send(Kind::Pong, &PingHeader { nonce }, Body::None, Flush::Later);

@@ -24,7 +24,20 @@ impl FrameReader {
 
     /// The next frame that has arrived already.
     pub(crate) fn next_arrived(&mut self) -> Result<Option<Frame>, FrameError> {
-        decode(&mut self.buffer)
+        let before = self.buffer.len();
+        let frame = decode(&mut self.buffer)?;
+        if before - self.buffer.len() > READ_CHUNK_SIZE {
+            self.leave_buffer();
+        }
+        Ok(frame)
+    }
+
+    /// What follows a large frame goes on in a buffer of its own, so that no small frame holds the
+    /// large one's.
+    fn leave_buffer(&mut self) {
+        let mut rest = BytesMut::with_capacity(READ_CHUNK_SIZE.max(self.buffer.len()));
+        rest.extend_from_slice(&self.buffer);
+        self.buffer = rest;
     }
 
     /// Reads what there is. False: the peer has closed. Cancel safe.
@@ -34,5 +47,36 @@ impl FrameReader {
             self.buffer.reserve(READ_CHUNK_SIZE);
         }
         Ok(self.input.read_buf(&mut self.buffer).await? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unum_proto::rpc::{CallHeader, CastHeader};
+
+    use super::*;
+    use crate::frame::{Kind, encode_head};
+
+    #[tokio::test]
+    async fn what_follows_a_large_frame_does_not_hold_its_buffer() {
+        const LARGE: usize = 1 << 20;
+        let mut bytes = BytesMut::new();
+        let header = CastHeader { method: "m".into(), ..Default::default() };
+        encode_head(&mut bytes, Kind::Cast, &header, LARGE);
+        bytes.extend_from_slice(&vec![0; LARGE]);
+        encode_head(&mut bytes, Kind::Data, &CallHeader { call: 1 }, 1);
+        bytes.extend_from_slice(b"x");
+        let mut reader = FrameReader::new(Box::pin(std::io::Cursor::new(bytes)));
+        let mut frames = Vec::new();
+        while reader.fill().await.unwrap() {
+            while let Some(frame) = reader.next_arrived().unwrap() {
+                frames.push(frame);
+            }
+        }
+        let [Frame::Cast(_, large), Frame::Data(1, small)] = frames.as_slice() else {
+            panic!("{} frames", frames.len());
+        };
+        assert_eq!((large.len(), small.len()), (LARGE, 1));
+        assert!(large.is_unique());
     }
 }

@@ -46,8 +46,8 @@ struct Lane<A, W> {
     requests: BTreeMap<u64, Request<A, W>>,
     /// The caller needs nothing below it.
     settled: u64,
-    /// A reply below it may have been dropped for want of room.
-    forgotten: u64,
+    /// Replies up to this one may have been dropped for want of room.
+    forgotten: Option<u64>,
     last_heard: u64,
 }
 
@@ -86,7 +86,7 @@ impl<A: Clone, W> Replies<A, W> {
             }
             Some(Request::Done { answer, .. }) => Begin::Done(answer.clone()),
             None if seq < lane.settled => Begin::Settled,
-            None if seq < lane.forgotten => Begin::Forgotten,
+            None if lane.forgotten.is_some_and(|last| seq <= last) => Begin::Forgotten,
             None => {
                 lane.requests.insert(seq, Request::Running(vec![waiter]));
                 Begin::Run
@@ -118,7 +118,7 @@ impl<A: Clone, W> Replies<A, W> {
         let lane = self.lanes.entry(lane).or_insert_with(|| Lane {
             requests: BTreeMap::new(),
             settled: 0,
-            forgotten: 0,
+            forgotten: None,
             last_heard: clock,
         });
         lane.last_heard = clock;
@@ -167,7 +167,7 @@ impl<A: Clone, W> Replies<A, W> {
             if self.remove(lane, seq)
                 && let Some(lane) = self.lanes.get_mut(&lane)
             {
-                lane.forgotten = lane.forgotten.max(seq + 1);
+                lane.forgotten = lane.forgotten.max(Some(seq));
             }
         }
     }
@@ -257,6 +257,23 @@ mod tests {
                 4 begin 1 1 0: Forgotten
                 5 begin 1 2 0: Done("r2")
                 6 begin 1 3 0: Run
+            "#]],
+        );
+    }
+
+    #[test]
+    fn the_largest_number_is_a_number_like_others() {
+        check(
+            &format!(
+                "begin 1 {max} 0
+                 finish 1 {max} 101
+                 begin 1 {max} 0",
+                max = u64::MAX
+            ),
+            expect![[r#"
+                0 begin 1 18446744073709551615 0: Run
+                1 finish 1 18446744073709551615 101: [0]
+                2 begin 1 18446744073709551615 0: Forgotten
             "#]],
         );
     }

@@ -10,7 +10,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Poll,
     time::{Duration, SystemTime},
@@ -140,6 +140,8 @@ struct Served {
     class: Class,
     replies: Option<PeerReplies>,
     calls: Mutex<Calls>,
+    /// The peer's certificate and its grace are over: what runs goes on, nothing begins.
+    expired: AtomicBool,
 }
 
 /// Where a reply goes.
@@ -192,7 +194,15 @@ pub(crate) async fn serve(shared: Arc<Shared>, greeted: Greeted, peer: Peer) {
         Peer::Node { node, .. } => Some(shared.replies_of(*node)),
         Peer::Local(_) => None,
     };
-    let served = Arc::new(Served { shared, writer, peer, class, replies, calls: Mutex::default() });
+    let served = Arc::new(Served {
+        shared,
+        writer,
+        peer,
+        class,
+        replies,
+        calls: Mutex::default(),
+        expired: AtomicBool::new(false),
+    });
     let heard = Arc::new(AtomicU64::new(0));
     let writing = served.writer.clone();
     served.shared.tasks.spawn(async move { writing.run().await });
@@ -206,7 +216,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, greeted: Greeted, peer: Peer) {
     served.abandon_calls();
 }
 
-/// Ends a connection that went silent, or whose certificate is too old.
+/// Ends a connection that went silent, or whose certificate is too old or refused by now.
 async fn watch_over(served: Arc<Served>, heard: Arc<AtomicU64>) {
     let settings = &served.shared.settings;
     let mut ending = served.writer.ending();
@@ -216,24 +226,29 @@ async fn watch_over(served: Arc<Served>, heard: Arc<AtomicU64>) {
     };
     let mut last = heard.load(Ordering::Relaxed);
     let mut silent = Duration::ZERO;
-    let mut drained = false;
+    let mut drain_until = None;
     loop {
         let left = expiry.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-        let nap = match left {
-            Some(_) if drained => settings.drain,
-            Some(left) => left.min(settings.idle_ping),
-            None => settings.idle_ping,
+        let nap = match (left, drain_until) {
+            (_, Some(until)) => settings.idle_ping.min(until - Instant::now().min(until)),
+            (Some(left), None) => left.min(settings.idle_ping),
+            (None, None) => settings.idle_ping,
         };
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
             () = tokio::time::sleep(nap) => {}
         }
-        if drained {
+        if served.is_refused() {
+            tracing::info!("{} was removed; its connection ends", served.peer);
+            return served.writer.end();
+        }
+        if drain_until.is_some_and(|until| until <= Instant::now()) {
             tracing::info!("{}'s certificate ended; so does its connection", served.peer);
             return served.writer.end();
         }
-        if left.is_some_and(|left| left <= nap) {
-            drained = true;
+        if drain_until.is_none() && left.is_some_and(|left| left <= nap) {
+            drain_until = Some(Instant::now() + settings.drain);
+            served.expired.store(true, Ordering::Release);
             let header = GoAwayHeader { reason: "the certificate has expired".into() };
             let _ = served.writer.send(Kind::GoAway, &header, Body::None, Flush::Now);
             continue;
@@ -255,6 +270,11 @@ impl Served {
         loop {
             while let Some(frame) = frames.next_arrived()? {
                 self.take(frame).await?;
+                // Small requests may have large replies.
+                if self.writer.is_full() {
+                    self.writer.flush_now();
+                    self.writer.wait_for_room().await;
+                }
             }
             self.writer.flush_now();
             self.writer.wait_for_room().await;
@@ -294,6 +314,8 @@ impl Served {
                     stream.credited(credit.credit)?;
                 }
             }
+            // Whoever pings and reads nothing gets no answer; others hear what is queued.
+            Frame::Ping(_) if self.writer.is_full() => {}
             Frame::Ping(nonce) => {
                 let _ =
                     self.writer.send(Kind::Pong, &PingHeader { nonce }, Body::None, Flush::Later);
@@ -313,16 +335,24 @@ impl Served {
     fn caller(&self, user: Option<unum_proto::rpc::User>) -> Result<Caller, End> {
         match &self.peer {
             Peer::Local(caller) => Ok(caller.clone()),
-            Peer::Node { node, .. } => {
-                let revoked = self.shared.identity.as_ref().is_some_and(|i| i.is_revoked(*node));
-                if revoked { Err(End::Removed) } else { Ok(Caller::from_wire(Some(*node), user)) }
-            }
+            Peer::Node { .. } if self.is_refused() => Err(End::Removed),
+            Peer::Node { node, .. } => Ok(Caller::from_wire(Some(*node), user)),
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        match (&self.peer, &self.shared.identity) {
+            (Peer::Node { node, .. }, Some(identity)) => identity.is_revoked(*node),
+            (Peer::Node { .. }, None) | (Peer::Local(_), _) => false,
         }
     }
 
     fn cast(&self, header: CastHeader, body: Bytes) -> Result<(), End> {
         let trace = TraceContext::from_wire(&header.trace).unwrap_or_default();
         let caller = self.caller(header.user)?;
+        if self.expired.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let incoming = Incoming { caller, deadline: None, trace, cancelled: None };
         let taken = self.shared.router.route(&header.method).and_then(|route| match &route.act {
             Act::Cast(act) => act(incoming, body),
@@ -414,6 +444,10 @@ impl Served {
         let bytes = calls.bytes + size;
         if let Entry::Occupied(_) = calls.running.entry(call) {
             return Err(FrameError::CallInUse(call).into());
+        }
+        if self.expired.load(Ordering::Acquire) {
+            let why = "the certificate of this connection has expired; connect anew";
+            return Ok(Err(Status::new(Code::Unavailable, why)));
         }
         if count >= CALLS_IN_FLIGHT_MAX {
             let why = format!("{count} calls of this connection are running already");

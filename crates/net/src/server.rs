@@ -1,11 +1,12 @@
 //! Listening: one TCP port for nodes and joining machines, one Unix socket for local programs.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,12 +19,14 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::complaints::Complaints;
 use crate::{
-    IdentityStore, Router, Settings,
+    Caller, IdentityStore, Router, Settings,
     credentials::caller_of,
     dial::prepare,
     identity::{ALPN_JOIN, ALPN_RPC, read_node},
     join::{JoinDesk, JoinLimiter, serve_join},
-    limits::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX},
+    limits::{
+        CONNECTIONS_MAX, CONNECTIONS_PER_USER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, JOINS_MAX,
+    },
     link::describe,
     served::{Peer, Shared, greet, serve},
 };
@@ -46,6 +49,7 @@ struct Door {
     complaints: Complaints,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    joins: Semaphore,
 }
 
 /// A TLS connection, by what it chose to speak.
@@ -73,6 +77,7 @@ impl Server {
             complaints: Complaints::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            joins: Semaphore::new(JOINS_MAX),
         });
         shared.tasks.spawn(door.listen(listener));
         Ok(Server { shared, address })
@@ -126,10 +131,7 @@ impl Door {
             Ok(Ok(Entered::Node(tls, peer))) => (tls, peer),
             Ok(Ok(Entered::Joiner(tls))) => {
                 drop(handshake);
-                if let Some(desk) = self.desk.clone() {
-                    serve_join(tls, from, desk, &self.limiter).await;
-                }
-                return;
+                return self.take_in(tls, from).await;
             }
             Ok(Err(why)) => {
                 return self.complain(&format!("refused a connection from {from}: {why}"));
@@ -157,6 +159,14 @@ impl Door {
             Some(0) => tracing::warn!("{what}"),
             Some(unsaid) => tracing::warn!("{what} (and {unsaid} more such of late)"),
             None => {}
+        }
+    }
+
+    async fn take_in(&self, tls: TlsStream<TcpStream>, from: SocketAddr) {
+        let Some(desk) = self.desk.clone() else { return };
+        match self.joins.try_acquire() {
+            Ok(_permit) => serve_join(tls, from, desk, &self.limiter).await,
+            Err(_) => self.complain(&format!("turned {from} away: too many machines ask to join")),
         }
     }
 
@@ -228,8 +238,46 @@ fn is_stale(path: &Path) -> bool {
     }
 }
 
+/// Counts the connections of each local user.
+#[derive(Debug, Default)]
+struct Crowd {
+    users: Mutex<HashMap<u32, usize>>,
+}
+
+/// One connection of a user.
+struct Seat {
+    crowd: Arc<Crowd>,
+    uid: u32,
+}
+
+impl Crowd {
+    /// None: the user has too many already.
+    fn seat(self: &Arc<Self>, uid: u32) -> Option<Seat> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = users.entry(uid).or_default();
+        if *count >= CONNECTIONS_PER_USER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { crowd: self.clone(), uid })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut users = self.crowd.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = users.entry(self.uid) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 async fn listen_locally(shared: Arc<Shared>, listener: UnixListener) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let crowd = Arc::new(Crowd::default());
     loop {
         let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
@@ -243,24 +291,48 @@ async fn listen_locally(shared: Arc<Shared>, listener: UnixListener) {
             tracing::warn!("turned a local program away: too many connections");
             continue;
         };
-        let serving = serve_local(shared.clone(), socket);
+        let caller = match caller_of(&socket) {
+            Ok(caller) => caller,
+            Err(error) => {
+                tracing::warn!("refused a local program of unknown user: {error}");
+                continue;
+            }
+        };
+        let Some(seat) = crowd.seat(caller.uid) else {
+            tracing::warn!("turned a program of uid {} away: too many connections", caller.uid);
+            continue;
+        };
+        let serving = serve_local(shared.clone(), socket, caller);
         shared.tasks.spawn(async move {
             serving.await;
-            drop(permit);
+            drop((permit, seat));
         });
     }
 }
 
-async fn serve_local(shared: Arc<Shared>, socket: UnixStream) {
-    let caller = match caller_of(&socket) {
-        Ok(caller) => caller,
-        Err(error) => return tracing::warn!("refused a local program of unknown user: {error}"),
-    };
+async fn serve_local(shared: Arc<Shared>, socket: UnixStream, caller: Caller) {
     let (input, output) = socket.into_split();
     let greeting = greet(&shared, Box::pin(input), Box::pin(output));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, greeting).await {
         Ok(Ok(greeted)) => serve(shared, greeted, Peer::Local(caller)).await,
         Ok(Err(why)) => tracing::warn!("refused a local program of uid {}: {why}", caller.uid),
         Err(_) => tracing::warn!("dropped a local program of uid {}: no hello", caller.uid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_does_not_keep_the_others_out() {
+        let crowd = Arc::new(Crowd::default());
+        let mut seats: Vec<Seat> = std::iter::from_fn(|| crowd.seat(1000)).collect();
+        assert_eq!(seats.len(), CONNECTIONS_PER_USER_MAX);
+        assert!(crowd.seat(0).is_some());
+        seats.pop();
+        assert!(crowd.seat(1000).is_some());
+        drop(seats);
+        assert!(crowd.users.lock().unwrap().is_empty());
     }
 }

@@ -16,7 +16,10 @@ use unum_proto::rpc::{CallHeader, CreditHeader};
 use crate::{
     Class, RpcError,
     frame::{FrameError, Kind},
-    limits::{STREAM_PIECE_COST, STREAM_PIECE_SIZE_MAX, STREAM_WINDOW_BULK, STREAM_WINDOW_CONTROL},
+    limits::{
+        STREAM_PIECE_COPIED_MAX, STREAM_PIECE_COST, STREAM_PIECE_SIZE_MAX, STREAM_WINDOW_BULK,
+        STREAM_WINDOW_CONTROL,
+    },
     writer::{Body, Flush, Writer},
 };
 
@@ -70,6 +73,8 @@ impl StreamCore {
         let cost = cost(&bytes).ok_or(FrameError::NoCredit)?;
         inbound.granted = inbound.granted.checked_sub(cost).ok_or(FrameError::NoCredit)?;
         if let Some(pieces) = &inbound.pieces {
+            let small = bytes.len() < STREAM_PIECE_COPIED_MAX;
+            let bytes = if small { Bytes::copy_from_slice(&bytes) } else { bytes };
             // Nobody reads any more: the credit stays spent and the sender waits for the reply.
             let _ = pieces.send(Piece::Bytes(bytes));
         }
@@ -221,5 +226,24 @@ impl StreamReceiver {
 impl fmt::Debug for StreamReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StreamReceiver({})", self.call)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_small_piece_does_not_hold_the_buffer_that_it_came_in() {
+        let writer = Arc::new(Writer::new(Box::pin(tokio::io::sink())));
+        let (core, _sender, mut receiver) = StreamCore::open(Class::Control, 1, &writer);
+        let mut buffer = BytesMut::from(&[7u8; 64 << 10][..]);
+        core.arrived(buffer.split_to(1).freeze()).unwrap();
+        let piece = receiver.recv().await.unwrap().unwrap();
+        assert_eq!(piece, [7u8][..]);
+        assert!(piece.is_unique());
+        drop(buffer);
     }
 }

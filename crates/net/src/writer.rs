@@ -98,6 +98,8 @@ struct Sink {
     tail: BytesMut,
     tail_written: usize,
     unflushed: bool,
+    /// The writing task waits for the stream. It alone is woken then, so nobody else may poll.
+    awaited: bool,
 }
 
 impl Writer {
@@ -108,6 +110,7 @@ impl Writer {
             tail: BytesMut::new(),
             tail_written: 0,
             unflushed: false,
+            awaited: false,
         };
         Writer {
             queue: Mutex::default(),
@@ -131,8 +134,11 @@ impl Writer {
         if self.closed.load(Ordering::Acquire) {
             return Err(Closed);
         }
-        let added = lock(&self.queue).push(kind, header, body);
+        let mut queue = lock(&self.queue);
+        let added = queue.push(kind, header, body);
+        // Counted before anybody can write it and count it off again.
         self.queued.fetch_add(added, Ordering::Relaxed);
+        drop(queue);
         match flush {
             Flush::Now => self.flush_now(),
             Flush::Soon => self.work.notify_one(),
@@ -146,6 +152,9 @@ impl Writer {
         let Ok(mut sink) = self.sink.try_lock() else {
             return self.work.notify_one();
         };
+        if sink.awaited {
+            return;
+        }
         let polled = self.poll_drain(&mut sink, &mut Context::from_waker(Waker::noop()));
         drop(sink);
         match polled {
@@ -213,10 +222,27 @@ impl Writer {
             _ = ending.wait_for(|ending| *ending) => {}
         }
         self.end();
+        self.let_go();
     }
 
     async fn drain(&self) -> io::Result<()> {
-        std::future::poll_fn(|cx| self.poll_drain(&mut lock(&self.sink), cx)).await
+        std::future::poll_fn(|cx| {
+            let mut sink = lock(&self.sink);
+            let polled = self.poll_drain(&mut sink, cx);
+            sink.awaited = polled.is_pending();
+            polled
+        })
+        .await
+    }
+
+    /// Closes the stream and frees what was not written, although somebody may hold this writer for
+    /// long yet.
+    fn let_go(&self) {
+        let mut sink = lock(&self.sink);
+        sink.output = Box::pin(tokio::io::sink());
+        sink.whole = VecDeque::new();
+        (sink.tail, sink.tail_written) = (BytesMut::new(), 0);
+        *lock(&self.queue) = Queue::default();
     }
 
     async fn shut(&self) -> io::Result<()> {
@@ -323,4 +349,57 @@ impl Sink {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    fn send(writer: &Writer, size: usize) {
+        let header = unum_proto::rpc::CallHeader { call: 1 };
+        let body = Body::Raw(Bytes::from(vec![7; size]));
+        writer.send(Kind::Data, &header, body, Flush::Now).unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_sends_while_the_task_waits_for_the_socket_does_not_stall_it() {
+        const SIZE: usize = 64 << 10;
+        let (mut far, near) = tokio::io::duplex(1024);
+        let writer = Arc::new(Writer::new(Box::pin(near)));
+        let writing = writer.clone();
+        let task = tokio::spawn(async move { writing.run().await });
+        send(&writer, SIZE);
+        // The socket is full and the task waits for it; then somebody else sends.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send(&writer, SIZE);
+        let mut received = vec![0; 2 * SIZE];
+        let reading = far.read_exact(&mut received);
+        tokio::time::timeout(Duration::from_secs(5), reading).await.expect("it stalls").unwrap();
+        writer.end();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_keeps_neither_its_socket_nor_its_bytes() {
+        let (mut far, near) = tokio::io::duplex(1024);
+        let writer = Arc::new(Writer::new(Box::pin(near)));
+        let writing = writer.clone();
+        let task = tokio::spawn(async move { writing.run().await });
+        let body = Bytes::from(vec![7; 64 << 10]);
+        let header = unum_proto::rpc::CallHeader { call: 1 };
+        writer.send(Kind::Data, &header, Body::Raw(body.clone()), Flush::Now).unwrap();
+        writer.send(Kind::Data, &header, Body::Raw(body.clone()), Flush::Now).unwrap();
+        writer.end();
+        task.await.unwrap();
+        // Somebody still holds the writer, as a stream does that waits for its program.
+        assert!(body.is_unique());
+        let mut rest = Vec::new();
+        let reading = far.read_to_end(&mut rest);
+        tokio::time::timeout(Duration::from_secs(5), reading).await.expect("it is open").unwrap();
+        drop(writer);
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::*;
+use common::{raw::raw_tls, *};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -144,69 +144,6 @@ async fn garbage_and_plaintext_are_turned_away() {
     node.server.shutdown().await;
 }
 
-/// A TLS connection with the right certificate, for speaking frames by hand.
-async fn raw_tls(
-    authority: &CertificateAuthority,
-    address: SocketAddr,
-    alpn: &[u8],
-) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-    let me = identity(authority, 1, DAY);
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(me.chain_pem().as_bytes()).map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_slice(me.key().to_pem().as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAnybody(provider)))
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-    config.alpn_protocols = if alpn.is_empty() { vec![] } else { vec![alpn.to_vec()] };
-    let tcp = TcpStream::connect(address).await?;
-    let name = ServerName::try_from("anything").unwrap();
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
-}
-
-#[derive(Debug)]
-struct TrustAnybody(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for TrustAnybody {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_sends_hostile_frames_is_hung_up_on() {
     let authority = CertificateAuthority::create("ours").unwrap();
@@ -223,7 +160,7 @@ async fn a_node_that_sends_hostile_frames_is_hung_up_on() {
         &hello,
     ];
     for bytes in hostile {
-        let mut tls = raw_tls(&authority, address, b"unum/1").await.unwrap();
+        let mut tls = raw_tls(&identity(&authority, 1, DAY), address, b"unum/1").await.unwrap();
         tls.write_all(&hello).await.unwrap();
         tls.write_all(bytes).await.unwrap();
         tls.flush().await.unwrap();
@@ -233,9 +170,9 @@ async fn a_node_that_sends_hostile_frames_is_hung_up_on() {
         assert!(!answer.is_empty(), "no hello");
     }
     // Another protocol, and none.
-    let other = raw_tls(&authority, address, b"h2").await;
+    let other = raw_tls(&identity(&authority, 1, DAY), address, b"h2").await;
     assert!(other.is_err(), "h2 was accepted");
-    let mut none = raw_tls(&authority, address, b"").await.unwrap();
+    let mut none = raw_tls(&identity(&authority, 1, DAY), address, b"").await.unwrap();
     let mut answer = Vec::new();
     let _ =
         tokio::time::timeout(Duration::from_secs(5), none.read_to_end(&mut answer)).await.unwrap();

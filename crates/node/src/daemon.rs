@@ -15,6 +15,7 @@ use crate::settings::Settings;
 use crate::stores;
 use crate::system::{self, StartError};
 use crate::tasks::TaskDeath;
+use crate::world;
 use arc_swap::ArcSwapOption;
 use std::future::Future;
 use std::sync::Arc;
@@ -107,7 +108,8 @@ pub async fn run(
     let _lock = system::lock_directory(&settings.data_dir)?;
     system::make_directory(&settings.run_dir, 0o755)?;
     let run = system::next_run(&settings.data_dir).map_err(DaemonError::Runs)?;
-    let boot = system::boot_name(&settings.run_dir).map_err(DaemonError::Runs)?;
+    let world = settings.worker.then(|| world::socket(&settings.run_dir));
+    let boot = system::boot_name(&settings.run_dir, world.as_deref()).map_err(DaemonError::Runs)?;
     let settings = Arc::new(settings);
     let shared = Arc::new(Shared {
         settings: settings.clone(),
@@ -184,7 +186,7 @@ impl Daemon {
 
     /// Goes on with the cluster that this machine belongs to, if any.
     async fn boot(&mut self, found: bool) -> Result<(), DaemonError> {
-        match self.credentials.load()? {
+        match self.credentials.load_current(self.settings.certificate_lifetime)? {
             Some((identity, name)) => {
                 tracing::info!(node = %identity.node(), cluster = %identity.cluster(), "starts");
                 self.start(identity, name, Vec::new(), None).await?;

@@ -18,7 +18,7 @@ use unum_core::registry::{Node, State};
 use unum_core::time::Time;
 use unum_net::{Client, Router};
 use unum_proto::ids::{Lane, NodeId};
-use unum_proto::init::{Answer, Ask, List, PidBlock, Shutdown, State as ProgramState};
+use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
 use unum_sys::world::World as WorldStart;
 
@@ -39,6 +39,8 @@ const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
 const WORLD_TIME_MAX: Duration = Duration::from_secs(10);
 /// The replicas of a node that went down still count for so long: it may be back soon.
 const REPAIR_AFTER: Duration = Duration::from_secs(600);
+/// For so long after a node went down, files without a name that it may have open are kept.
+const OPEN_FILES_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two reports of how much the services hold.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Chunks that a look for degraded ones goes through.
@@ -218,7 +220,7 @@ async fn enter_world(
     let start = WorldStart {
         program: init_program(),
         prefix: Vec::new(),
-        socket: plan.settings.run_dir.join("init.sock"),
+        socket: world::socket(&plan.settings.run_dir),
         state: plan.settings.data_dir.join("programs"),
     };
     let world = match world::connect(start).await {
@@ -313,15 +315,13 @@ async fn follow_blocks(cluster: Arc<ClusterView>, processes: Processes) {
 /// Lets gossip know how much the services hold.
 async fn report(services: Arc<Services>, world: World) {
     loop {
-        let programs = match world.ask(Ask::List(List {})).await {
-            Ok(Answer::Programs(programs)) => programs.programs,
-            _ => Vec::new(),
+        let running = match world.ask(Ask::Status(StatusAsk {})).await {
+            Ok(Answer::Status(status)) => status.running,
+            _ => 0,
         };
-        let running =
-            programs.iter().filter(|program| program.state() != ProgramState::Exited).count();
         let space = services.replicas.store().store().usage().map(|usage| usage.disk);
         services.cluster.membership.report(|load| {
-            load.programs = running as u32;
+            load.programs = running;
             if let Ok(space) = space {
                 load.storage_total = space.total_bytes;
                 load.storage_free = space.free_bytes;
@@ -401,9 +401,14 @@ impl Cluster for ClusterView {
 
     fn members(&self) -> Vec<NodeId> {
         self.look(|state| {
-            // A node that is down is fenced: when it comes up it may have nothing open but what it
-            // holds.
-            state.nodes().members().filter(|node| node.is_up()).map(|node| node.id).collect()
+            // A node that went down lately may only have lost its daemon: its programs have files
+            // open, and the next daemon will say so. Later, what they have open is stale.
+            let now: Time = system_clock()();
+            let may_have = |node: &&Node| match node.state {
+                NodeState::Down => now.since(node.since) < OPEN_FILES_AFTER,
+                _ => node.is_up(),
+            };
+            state.nodes().members().filter(may_have).map(|node| node.id).collect()
         })
     }
 

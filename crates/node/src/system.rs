@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// The longest name of a machine's run.
@@ -83,8 +83,18 @@ pub fn next_run(data_dir: &Path) -> io::Result<u64> {
 /// Names this run of the machine: the same for all daemons that run until it goes down. The kernel
 /// knows when it booted; that a machine of a playground, which shares its kernel with others, went
 /// down is known by the loss of its run directory.
-pub fn boot_name(run_dir: &Path) -> io::Result<Vec<u8>> {
+///
+/// All programs and the mount live in the world of unum-init, which listens at `world`: when that is
+/// gone while the machine went on, a new run begins as after a fall of the whole machine. `None`: there
+/// is no world here by choice.
+pub fn boot_name(run_dir: &Path, world: Option<&Path>) -> io::Result<Vec<u8>> {
     let path = run_dir.join("boot");
+    if world.is_some_and(|socket| UnixStream::connect(socket).is_err()) {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
     let kernel = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     match std::fs::read(&path) {
         Ok(name) if name.starts_with(kernel.trim_ascii()) && name.len() < BOOT_NAME_SIZE_MAX => {
@@ -162,12 +172,27 @@ mod tests {
     #[test]
     fn a_machines_run_has_one_name_until_its_run_directory_is_lost() {
         let dir = tempfile::tempdir().unwrap();
+        let boot_name = |dir| boot_name(dir, None);
         let name = boot_name(dir.path()).unwrap();
         assert_eq!(boot_name(dir.path()).unwrap(), name);
         std::fs::remove_file(dir.path().join("boot")).unwrap();
         assert_ne!(boot_name(dir.path()).unwrap(), name);
         std::fs::write(dir.path().join("boot"), "another kernel's boot").unwrap();
         assert_ne!(boot_name(dir.path()).unwrap(), b"another kernel's boot");
+    }
+
+    #[test]
+    fn the_end_of_the_world_ends_a_machines_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("init.sock");
+        let name = || boot_name(dir.path(), Some(&socket)).unwrap();
+        let before = name();
+        let world = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let first = name();
+        assert_eq!(before, first, "a world that begins finds its run begun");
+        assert_eq!(name(), first);
+        drop(world);
+        assert_ne!(name(), first);
     }
 
     #[test]

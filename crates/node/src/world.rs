@@ -11,9 +11,9 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{
@@ -38,6 +38,11 @@ const EVENTS_MAX: usize = 8192;
 const READ_SIZE: usize = 128 << 10;
 /// Descriptors that may wait for the frame that announces them.
 const DESCRIPTORS_MAX: usize = 16;
+
+/// Where the world of the daemon with this run directory listens.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("init.sock")
+}
 
 /// Why unum-init did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -80,9 +85,9 @@ struct Shared {
     writes: mpsc::Sender<Frame>,
     next: AtomicU64,
     /// Protects the requests that wait for their replies. Never held across an await.
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Replied>>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
     /// Protects the subscribers to the events of programs. Never held across an await.
-    subscribers: Mutex<HashMap<u32, mpsc::Sender<Happened>>>,
+    subscribers: Mutex<HashMap<u32, Subscriber>>,
     /// unum-init's process, as this daemon sees it.
     init: i32,
     missing: Mutex<Vec<String>>,
@@ -96,15 +101,51 @@ struct Frame {
     descriptor: Option<OwnedFd>,
 }
 
+/// A request that waits for its reply.
+struct Waiting {
+    reply: oneshot::Sender<Replied>,
+    /// Takes the program's events from the reply on, if that is no refusal: whoever may not attach
+    /// takes nothing from who did.
+    subscribes: Option<(u32, Subscriber)>,
+}
+
+struct Subscriber {
+    events: mpsc::Sender<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
+}
+
+impl Subscriber {
+    fn end(self, why: Detachment) {
+        // Nobody else ends it: this one is consumed.
+        let _ = self.ended.set(why);
+    }
+}
+
+/// Why the events of a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detachment {
+    /// Somebody else attached.
+    Superseded,
+    /// They were not taken fast enough; whoever attaches again loses nothing.
+    Behind,
+    WorldEnded,
+}
+
 /// The events of one attached program. Ends when somebody else attaches, or it does not keep up.
 pub struct Events {
     pid: Pid,
     events: mpsc::Receiver<Happened>,
+    ended: Arc<OnceLock<Detachment>>,
 }
 
 impl Events {
     pub async fn next(&mut self) -> Option<Happened> {
         self.events.recv().await
+    }
+
+    /// To be asked when `next` gave nothing.
+    pub fn why_ended(&self) -> Detachment {
+        self.ended.get().copied().unwrap_or(Detachment::WorldEnded)
     }
 
     pub fn pid(&self) -> Pid {
@@ -172,20 +213,34 @@ async fn greet(
 impl World {
     /// Asks and waits for the answer; a refusal is an error.
     pub async fn ask(&self, ask: Ask) -> Result<Answer, WorldError> {
-        self.exchange(ask, None).await.map(|(answer, _)| answer)
+        self.exchange(ask.into(), None, None).await.map(|(answer, _)| answer)
     }
 
-    /// Tells without waiting for an answer.
-    pub async fn tell(&self, ask: Ask) -> Result<(), WorldError> {
-        self.write(&Request::from(ask), None).await
+    /// Asks on behalf of a user, who may only have to do with the streams of his own programs.
+    pub async fn ask_for(&self, user: u32, ask: Ask) -> Result<Answer, WorldError> {
+        self.exchange(on_behalf(user, ask), None, None).await.map(|(answer, _)| answer)
     }
 
-    /// Turns on the events of a program. Whoever had them has them no longer.
-    pub async fn attach(&self, attach: Attach) -> Result<(Attached, Events), WorldError> {
+    /// Tells without waiting for an answer, on behalf of a user.
+    pub async fn tell_for(&self, user: u32, ask: Ask) -> Result<(), WorldError> {
+        self.write(&on_behalf(user, ask), None).await
+    }
+
+    /// Turns on the events of a program for a user. Whoever had them has them no longer.
+    pub async fn attach(
+        &self,
+        user: u32,
+        attach: Attach,
+    ) -> Result<(Attached, Events), WorldError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        lock(&self.shared.subscribers).insert(attach.pid, sender);
-        match self.ask(Ask::Attach(attach)).await? {
-            Answer::Attached(attached) => Ok((attached, Events { pid: Pid(attach.pid), events })),
+        let ended = Arc::new(OnceLock::new());
+        let subscriber = Subscriber { events: sender, ended: ended.clone() };
+        let subscribes = Some((attach.pid, subscriber));
+        let request = on_behalf(user, Ask::Attach(attach));
+        match self.exchange(request, None, subscribes).await? {
+            (Answer::Attached(attached), _) => {
+                Ok((attached, Events { pid: Pid(attach.pid), events, ended }))
+            }
             _ => Err(WorldError::Strange),
         }
     }
@@ -198,13 +253,13 @@ impl World {
         descriptor: OwnedFd,
     ) -> Result<(), WorldError> {
         let keep = Keep { name: name.to_owned(), note: note.into(), descriptor: true };
-        self.exchange(Ask::Keep(keep), Some(descriptor)).await.map(drop)
+        self.exchange(Ask::Keep(keep).into(), Some(descriptor), None).await.map(drop)
     }
 
     /// What an earlier daemon left under the name.
     pub async fn fetch(&self, name: &str) -> Result<Option<(Bytes, OwnedFd)>, WorldError> {
         let fetch = Fetch { name: name.to_owned() };
-        match self.exchange(Ask::Fetch(fetch), None).await {
+        match self.exchange(Ask::Fetch(fetch).into(), None, None).await {
             Ok((Answer::Kept(kept), Some(descriptor))) => Ok(Some((kept.note, descriptor))),
             Ok((Answer::Kept(_), None)) => Ok(None),
             Ok(_) => Err(WorldError::Strange),
@@ -228,13 +283,18 @@ impl World {
         let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    async fn exchange(&self, ask: Ask, descriptor: Option<OwnedFd>) -> Replied {
+    async fn exchange(
+        &self,
+        request: Request,
+        descriptor: Option<OwnedFd>,
+        subscribes: Option<(u32, Subscriber)>,
+    ) -> Replied {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, reply) = oneshot::channel();
-        lock(&self.shared.waiting).insert(id, sender);
+        let (reply, replied) = oneshot::channel();
+        lock(&self.shared.waiting).insert(id, Waiting { reply, subscribes });
         let _forget = Forget { shared: &self.shared, id };
-        self.write(&Request { id, ask: Some(ask) }, descriptor).await?;
-        match reply.await.map_err(|_| WorldError::Gone)?? {
+        self.write(&Request { id, ..request }, descriptor).await?;
+        match replied.await.map_err(|_| WorldError::Gone)?? {
             (Answer::Failed(failed), _) => Err(WorldError::Refused(failed)),
             replied => Ok(replied),
         }
@@ -256,6 +316,10 @@ impl World {
         let sent = self.shared.writes.send(Frame { bytes, descriptor }).await;
         sent.map_err(|_| WorldError::Gone)
     }
+}
+
+fn on_behalf(user: u32, ask: Ask) -> Request {
+    Request { user: Some(user), ..Request::from(ask) }
 }
 
 /// Removes a request whose asker has gone.
@@ -360,8 +424,14 @@ fn deliver(shared: &Shared, message: FromInit, descriptors: &mut Vec<OwnedFd>) {
                 None
             };
             if let Some(waiting) = lock(&shared.waiting).remove(&reply.id) {
+                if let (Some(Answer::Attached(_)), Some((pid, subscriber))) =
+                    (&reply.answer, waiting.subscribes)
+                    && let Some(before) = lock(&shared.subscribers).insert(pid, subscriber)
+                {
+                    before.end(Detachment::Superseded);
+                }
                 let answer = reply.answer.ok_or(WorldError::Strange);
-                let _ = waiting.send(answer.map(|answer| (answer, descriptor)));
+                let _ = waiting.reply.send(answer.map(|answer| (answer, descriptor)));
             }
         }
         Some(Said::Event(event)) => {
@@ -387,12 +457,67 @@ fn publish(shared: &Shared, happened: Happened) {
     };
     let mut subscribers = lock(&shared.subscribers);
     if let Some(subscriber) = subscribers.get(&pid)
-        && subscriber.try_send(happened).is_err()
+        && subscriber.events.try_send(happened).is_err()
+        && let Some(subscriber) = subscribers.remove(&pid)
     {
-        subscribers.remove(&pid);
+        subscriber.end(Detachment::Behind);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use unum_proto::init::{Hello, Output};
+
+    use super::*;
+
+    /// Answers as unum-init does: one user may attach, then another may not.
+    async fn init(mut stream: UnixStream) {
+        let mut decoder = Decoder::default();
+        let mut asked = 0;
+        let mut buffer = vec![0; 4096];
+        loop {
+            let read = stream.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                return;
+            }
+            decoder.push(&buffer[..read]);
+            while let Some(request) = decoder.take::<Request>().unwrap() {
+                asked += 1;
+                let hello = Hello { version: PROTOCOL_VERSION, ..Hello::default() };
+                let denied = Failed { fault: Fault::NotPermitted as i32, ..Failed::default() };
+                let answer = match asked {
+                    1 => Answer::Hello(hello),
+                    2 => Answer::Attached(Attached::default()),
+                    _ => Answer::Failed(denied),
+                };
+                let mut bytes = BytesMut::new();
+                encode(&FromInit::reply(request.id, answer), &mut bytes).unwrap();
+                if asked > 2 {
+                    let output = Output { pid: 7, ..Output::default() };
+                    encode(&FromInit::event(Happened::Output(output)), &mut bytes).unwrap();
+                }
+                stream.write_all(&bytes).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_may_not_attach_takes_nothing_from_whoever_is_attached() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let init = tokio::spawn(init(there));
+        let (world, driver) = greet(here, PathBuf::from("test")).await.unwrap();
+        let driver = tokio::spawn(driver);
+        let attach = Attach { pid: 7, ..Attach::default() };
+        let (_, mut events) = world.attach(1000, attach).await.unwrap();
+        let denied = world.attach(1001, attach).await.err().and_then(|error| error.fault());
+        assert_eq!(denied, Some(Fault::NotPermitted));
+        assert!(matches!(events.next().await, Some(Happened::Output(_))));
+        driver.abort();
+        init.abort();
+    }
 }

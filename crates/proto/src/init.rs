@@ -42,9 +42,13 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "Ask",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub ask: Option<Ask>,
+    /// On whose behalf, for what concerns a program's streams: root, or the user who started it,
+    /// whoever has its PID by now. None: the daemon's own.
+    #[prost(uint32, optional, tag = "100")]
+    pub user: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -106,6 +110,9 @@ pub enum Ask {
     /// the world, for machines whose mounts do not propagate. Reply: `Done`.
     #[prost(message, tag = "19")]
     Graft(Graft),
+    /// Closes an output that nobody reads. Usually one-way. Reply: `Done`.
+    #[prost(message, tag = "20")]
+    CloseOutput(CloseOutput),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -238,6 +245,15 @@ pub struct Attach {
     /// Ignore the two offsets and begin with the oldest byte held.
     #[prost(bool, tag = "4")]
     pub from_oldest: bool,
+}
+
+/// Nobody reads the stream any more: the program's next write to it fails as into a closed pipe.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct CloseOutput {
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    #[prost(enumeration = "Stream", tag = "2")]
+    pub stream: i32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -704,7 +720,7 @@ pub struct PidsLow {
 impl From<Ask> for Request {
     /// A one-way request.
     fn from(ask: Ask) -> Self {
-        Request { id: 0, ask: Some(ask) }
+        Request { id: 0, ask: Some(ask), user: None }
     }
 }
 
@@ -791,7 +807,7 @@ mod tests {
 
     fn signal(id: u64, pid: u32) -> Request {
         let signal = Signal { pid, target: 2, signal: 15, uid: 1000 };
-        Request { id, ask: Some(Ask::Signal(signal)) }
+        Request { id, ask: Some(Ask::Signal(signal)), user: None }
     }
 
     #[test]
@@ -813,7 +829,7 @@ mod tests {
         let newer = [0, 0, 0, 5, 8, 7, 0x9a, 6, 0];
         let mut decoder = Decoder::default();
         decoder.push(&newer);
-        assert_eq!(taken(&mut decoder), Ok(vec![Request { id: 7, ask: None }]));
+        assert_eq!(taken(&mut decoder), Ok(vec![Request { id: 7, ..Request::default() }]));
     }
 
     proptest! {

@@ -114,7 +114,7 @@ pub enum Stream {
 /// From the caller to the program.
 #[derive(Clone, PartialEq, Message)]
 pub struct ToProgram {
-    #[prost(oneof = "to_program::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "to_program::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: Option<to_program::Kind>,
 }
 
@@ -134,6 +134,9 @@ pub mod to_program {
         /// The caller goes, the program stays.
         #[prost(message, tag = "5")]
         Detach(super::Detach),
+        /// Nobody reads this output any more; the program's next write to it shall fail.
+        #[prost(enumeration = "super::Stream", tag = "6")]
+        Close(i32),
     }
 }
 
@@ -236,9 +239,12 @@ pub struct ListRequest {
 pub struct ListReply {
     #[prost(message, repeated, tag = "1")]
     pub processes: Vec<Process>,
-    /// Nodes that did not answer in time.
+    /// Nodes that did not answer in time, or are down.
     #[prost(uint64, repeated, tag = "2")]
     pub silent: Vec<u64>,
+    /// Their names, in the same order.
+    #[prost(string, repeated, tag = "3")]
+    pub silent_names: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -12,8 +12,9 @@ use super::birth::{self, Newborn};
 use super::cgroup::CpuGroup;
 use super::enter::{self, Order};
 use super::identity::Identity;
+use super::mounts::MountPoints;
 use super::place::{Locked, MACHINES_MAX, Machine, Place, State};
-use super::{check, mounts, network, pid1};
+use super::{check, network, pid1};
 use crate::failure::{Explain, Failure, Result};
 use crate::output::Output;
 
@@ -66,7 +67,7 @@ fn name_option(name: &str) -> String {
 
 fn build(locked: &Locked, args: &UpArgs, out: &Output) -> Result<()> {
     let mut state = plan(locked, args)?;
-    mounts::make_mount_points()?;
+    let _mount_points = MountPoints::make()?;
     start_switch(locked, &mut state)?;
     for number in 1..=args.nodes {
         power_on(locked, &mut state, number)?;
@@ -280,7 +281,9 @@ fn tear_down(locked: Locked) -> Result<()> {
     for group in state.machines.iter().filter_map(|machine| machine.group.as_ref()) {
         group.remove().explain(|| format!("cannot remove {}", group.path.display()))?;
     }
-    locked.remove()
+    locked.remove()?;
+    MountPoints::remove_unused();
+    Ok(())
 }
 
 fn kill(process: Identity) -> Result<()> {
@@ -326,6 +329,7 @@ pub fn cut(place: &Place, names: &[String]) -> Result<()> {
 pub fn boot(place: &Place, names: &[String], out: &Output) -> Result<()> {
     let locked = lock_existing(place)?;
     let mut state = locked.load()?;
+    let _mount_points = MountPoints::make()?;
     for name in names {
         let machine = state.machine(name)?;
         if machine.running().is_some() {

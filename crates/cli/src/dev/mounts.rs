@@ -4,10 +4,12 @@
 //! and /dev/shm, which are lost with its power, and /etc/unum and /var/lib/unum, which are its disk.
 //! Mounts made inside are shared among the namespaces inside and never seen outside.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FlockOperation, flock};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
     mount_change, move_mount, open_tree,
@@ -22,12 +24,58 @@ pub const MOUNT_POINT: &str = "/unum";
 const TMPFS: [(&str, &std::ffi::CStr); 3] =
     [("/run", c"mode=755"), ("/tmp", c"mode=1777"), ("/dev/shm", c"mode=1777")];
 
-/// Makes the empty directories on the computer's own tree that machines mount over.
-pub fn make_mount_points() -> Result<()> {
-    for path in [SETTINGS_DIR, DATA_DIR, MOUNT_POINT] {
-        std::fs::create_dir_all(path).explain(|| format!("cannot make the directory {path}"))?;
+const MOUNT_POINTS: [&str; 3] = [SETTINGS_DIR, DATA_DIR, MOUNT_POINT];
+
+/// The empty directories on the computer's own tree that machines mount over. While this is held,
+/// no other playground that goes away removes them; once a machine has mounted, its mounts tell.
+#[derive(Debug)]
+pub struct MountPoints {
+    _lock: File,
+}
+
+impl MountPoints {
+    pub fn make() -> Result<Self> {
+        let lock =
+            lock(FlockOperation::LockShared).explain(|| "cannot lock the root directory".into())?;
+        for path in MOUNT_POINTS {
+            std::fs::create_dir_all(path)
+                .explain(|| format!("cannot make the directory {path}"))?;
+        }
+        Ok(Self { _lock: lock })
     }
-    Ok(())
+
+    /// Removes those that are empty, unless anybody on this computer may be using them: removing a
+    /// directory takes away what other mount namespaces have mounted there.
+    pub fn remove_unused() {
+        let Ok(_lock) = lock(FlockOperation::NonBlockingLockExclusive) else { return };
+        if !are_mounted() {
+            // One that holds something stays.
+            MOUNT_POINTS.iter().for_each(|path| drop(std::fs::remove_dir(path)));
+        }
+    }
+}
+
+/// A lock that leaves no file behind: that of the root directory, which nobody else locks.
+fn lock(operation: FlockOperation) -> std::io::Result<File> {
+    let root = File::open("/")?;
+    flock(&root, operation)?;
+    Ok(root)
+}
+
+/// Whether any process sees a mount on any of the mount points.
+fn are_mounted() -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut seen = BTreeSet::new();
+    processes
+        .map(|process| process.path())
+        .filter(|process| seen.insert(std::fs::read_link(process.join("ns/mnt")).ok()))
+        .filter_map(|process| std::fs::read_to_string(process.join("mountinfo")).ok())
+        .any(|mounts| mounts.lines().any(is_on_mount_point))
+}
+
+/// Of a line of mountinfo: the fifth word is where it is mounted.
+fn is_on_mount_point(line: &str) -> bool {
+    line.split(' ').nth(4).is_some_and(|at| MOUNT_POINTS.contains(&at))
 }
 
 /// Builds the machine's view. `dir` is the machine's directory in the playground; `programs` holds
@@ -77,4 +125,17 @@ fn attach(path: &Path, tree: &OwnedFd) -> std::io::Result<()> {
     std::fs::create_dir_all(path)?;
     move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_point_in_use_is_seen() {
+        let at = |path: &str| format!("36 35 98:0 / {path} rw,noatime master:1 - fuse unum rw");
+        assert!(MOUNT_POINTS.iter().all(|path| is_on_mount_point(&at(path))));
+        assert!(!is_on_mount_point(&at("/unum/below")));
+        assert!(!is_on_mount_point(""));
+    }
 }

@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc;
 use unum_net::{CallOptions, Client, Code, RpcError, StreamReceiver, StreamSender};
@@ -21,7 +21,7 @@ use unum_proto::process::{
 };
 
 use super::terminal::Terminal;
-use super::{DAEMON_PATIENCE, RETRY_PERIOD};
+use super::{DAEMON_PATIENCE, RETRY_PERIOD, is_lasting, lost};
 use crate::daemon::{local, process};
 use crate::failure::{Explain, Failure, Result};
 
@@ -36,16 +36,32 @@ const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
 const FORWARDED: [Signal; 6] =
     [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP, Signal::USR1, Signal::USR2];
 
+/// How long a stop that was asked for may take to come. It does not come to a group that nobody
+/// would continue.
+const STOP_TIME_MAX: Duration = Duration::from_millis(200);
+
 /// Serves the program's streams until it has ended.
-pub async fn attend(socket: &Path, pid: u32, terminal: Option<Terminal>) -> Result<Ended> {
-    let mut signals = Signals::new().explain(|| "cannot watch signals".into())?;
+pub async fn attend(
+    socket: &Path,
+    client: Client,
+    pid: u32,
+    terminal: Option<Terminal>,
+) -> Result<Ended> {
+    let mut client = Some(client);
+    let mut signals = Signals::new(terminal.is_some()).explain(|| "cannot watch signals".into())?;
     let mut session = Session::new(pid, terminal);
     if let Some(terminal) = &mut session.terminal {
         terminal.make_raw().explain(|| "cannot switch the terminal".into())?;
     }
     let mut give_up = Instant::now() + DAEMON_PATIENCE;
     loop {
-        let outcome = session.serve_once(socket, &mut signals, &mut give_up).await;
+        let outcome = match connected(client.take(), socket).await {
+            Ok(client) => session.serve_once(&client, &mut signals).await,
+            Err(error) => Err(error),
+        };
+        if std::mem::take(&mut session.heard) {
+            give_up = Instant::now() + DAEMON_PATIENCE;
+        }
         match outcome {
             Ok(ended) => return session.finish(ended).await,
             Err(Break::Fatal(failure)) => return Err(failure),
@@ -69,20 +85,21 @@ enum Break {
 
 impl From<RpcError> for Break {
     fn from(error: RpcError) -> Self {
-        let lasting = matches!(
-            error.code(),
-            Some(
-                Code::NotFound
-                    | Code::Denied
-                    | Code::Invalid
-                    | Code::Conflict
-                    | Code::UnknownMethod
-            )
-        );
-        match lasting {
-            true => Self::Fatal(Failure::new(error.to_string())),
-            false => Self::Retry(error.to_string()),
+        match error.code() {
+            // It was started, so it went with its world.
+            Some(Code::NotFound) => {
+                Self::Fatal(lost("the program was lost: its node was started anew".into()))
+            }
+            _ if is_lasting(&error) => Self::Fatal(Failure::new(error.to_string())),
+            _ => Self::Retry(error.to_string()),
         }
+    }
+}
+
+async fn connected(client: Option<Client>, socket: &Path) -> Result<Client, Break> {
+    match client {
+        Some(client) => Ok(client),
+        None => Client::unix(socket).await.map_err(|error| Break::Retry(error.to_string())),
     }
 }
 
@@ -96,6 +113,10 @@ struct Session {
     written: mpsc::Receiver<Result<Written, (Stream, ErrorKind)>>,
     stdout: u64,
     stderr: u64,
+    /// Outputs that nobody reads here any more.
+    closed: Vec<Stream>,
+    /// The program's node spoke on this attachment: patience begins when that breaks.
+    heard: bool,
 }
 
 /// A piece of output on its way to, or back from, the writing thread.
@@ -114,16 +135,21 @@ impl Session {
         std::thread::spawn(move || read_input(&read_sender));
         std::thread::spawn(move || write_output(write_receiver, &written_sender));
         let input = Input::default();
-        Self { pid, terminal, input, read, write: Some(write), written, stdout: 0, stderr: 0 }
+        Self {
+            pid,
+            terminal,
+            input,
+            read,
+            write: Some(write),
+            written,
+            stdout: 0,
+            stderr: 0,
+            closed: Vec::new(),
+            heard: false,
+        }
     }
 
-    async fn serve_once(
-        &mut self,
-        socket: &Path,
-        signals: &mut Signals,
-        give_up: &mut Instant,
-    ) -> Result<Ended, Break> {
-        let client = Client::unix(socket).await.map_err(|error| Break::Retry(error.to_string()))?;
+    async fn serve_once(&mut self, client: &Client, signals: &mut Signals) -> Result<Ended, Break> {
         let request =
             AttachRequest { pid: self.pid, stdout_offset: self.stdout, stderr_offset: self.stderr };
         let options = CallOptions::unlimited().fail_fast();
@@ -132,6 +158,9 @@ impl Session {
         self.input.rewind();
         if let Some(terminal) = &self.terminal {
             send(&mut opened.sender, to_program::Kind::Resize(terminal.size())).await?;
+        }
+        for stream in &self.closed {
+            send(&mut opened.sender, to_program::Kind::Close((*stream).into())).await?;
         }
         loop {
             if let Some(piece) = self.input.next() {
@@ -143,8 +172,8 @@ impl Session {
                 message = messages.next(self.write.as_ref()) => match message? {
                     None => return Err(broken(&mut opened.reply).await),
                     Some(kind) => {
-                        *give_up = Instant::now() + DAEMON_PATIENCE;
-                        if let Some(ended) = self.take(kind, &mut opened.sender).await? {
+                        self.heard = true;
+                        if let Some(ended) = self.take(kind, &mut opened.sender, signals).await? {
                             return Ok(ended);
                         }
                     }
@@ -155,7 +184,9 @@ impl Session {
                 Some(done) = self.written.recv() => {
                     self.acknowledge(done, &mut opened.sender).await?;
                 }
-                received = signals.next() => self.hand_on(received, &mut opened.sender).await?,
+                received = signals.next() => {
+                    self.hand_on(received, &mut opened.sender, signals).await?;
+                }
             }
         }
     }
@@ -164,13 +195,14 @@ impl Session {
         &mut self,
         kind: from_program::Kind,
         sender: &mut StreamSender,
+        signals: &mut Signals,
     ) -> Result<Option<Ended>, Break> {
         match kind {
             from_program::Kind::Output(piece) => self.output(piece).await,
             from_program::Kind::Accepted(position) => {
                 self.input.accept(position.offset, position.window)
             }
-            from_program::Kind::Stopped(_) => self.stop_with_it(sender).await?,
+            from_program::Kind::Stopped(_) => self.stop_with_it(sender, signals).await?,
             from_program::Kind::Continued(_) => {}
             from_program::Kind::Ended(ended) => return Ok(Some(ended)),
         }
@@ -205,8 +237,9 @@ impl Session {
                 send(sender, to_program::Kind::Received(position)).await
             }
             // Nobody reads our output any more; the program shall learn it as it would here.
-            Err((_, ErrorKind::BrokenPipe)) => {
-                send(sender, to_program::Kind::Signal(Signal::PIPE.as_raw())).await
+            Err((stream, ErrorKind::BrokenPipe)) => {
+                self.closed.push(stream);
+                send(sender, to_program::Kind::Close(stream.into())).await
             }
             Err((_, kind)) => Err(Break::Fatal(Failure::new(format!(
                 "cannot write the program's output: {kind}"
@@ -214,7 +247,12 @@ impl Session {
         }
     }
 
-    async fn hand_on(&mut self, got: Got, sender: &mut StreamSender) -> Result<(), Break> {
+    async fn hand_on(
+        &mut self,
+        got: Got,
+        sender: &mut StreamSender,
+        signals: &mut Signals,
+    ) -> Result<(), Break> {
         match got {
             Got::Signal(signal) => send(sender, to_program::Kind::Signal(signal.as_raw())).await,
             Got::Resized => match &self.terminal {
@@ -223,19 +261,29 @@ impl Session {
             },
             Got::StopKey => {
                 send(sender, to_program::Kind::Signal(Signal::TSTP.as_raw())).await?;
-                self.stop_with_it(sender).await
+                self.stop_with_it(sender, signals).await
             }
         }
     }
 
     /// The program is stopped: the shell that started us gets its terminal back until it continues
     /// us.
-    async fn stop_with_it(&mut self, sender: &mut StreamSender) -> Result<(), Break> {
+    async fn stop_with_it(
+        &mut self,
+        sender: &mut StreamSender,
+        signals: &mut Signals,
+    ) -> Result<(), Break> {
         if let Some(terminal) = &mut self.terminal {
             terminal.restore();
+            // As the key would have done here: all that the shell runs as one job.
+            // One that came before is none of what is waited for.
+            let _ = tokio::time::timeout(Duration::ZERO, signals.continued.recv()).await;
+            let _ = kill_current_process_group(Signal::TSTP);
+            let _ = tokio::time::timeout(STOP_TIME_MAX, signals.continued.recv()).await;
+        } else {
+            // The others of the job got the key themselves. Returns when somebody continued us.
+            let _ = kill_process(getpid(), Signal::STOP);
         }
-        // Returns when somebody has continued us.
-        let _ = kill_process(getpid(), Signal::STOP);
         if let Some(terminal) = &mut self.terminal {
             terminal.make_raw().map_err(|error| Break::Retry(error.to_string()))?;
             send(sender, to_program::Kind::Resize(terminal.size())).await?;
@@ -393,16 +441,21 @@ enum Got {
 
 struct Signals {
     forwarded: [SignalStream; FORWARDED.len()],
-    stop: SignalStream,
+    /// Only where the program has no terminal: otherwise the key is a byte of its input, and the
+    /// signal keeps its meaning for this process.
+    stop: Option<SignalStream>,
+    continued: SignalStream,
     resized: SignalStream,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
-        let [a, b, c, d, e, f] = FORWARDED.map(|s| signal(SignalKind::from_raw(s.as_raw())));
+    fn new(terminal: bool) -> std::io::Result<Self> {
+        let watch = |s: Signal| signal(SignalKind::from_raw(s.as_raw()));
+        let [a, b, c, d, e, f] = FORWARDED.map(watch);
         Ok(Self {
             forwarded: [a?, b?, c?, d?, e?, f?],
-            stop: signal(SignalKind::from_raw(Signal::TSTP.as_raw()))?,
+            stop: if terminal { None } else { Some(watch(Signal::TSTP)?) },
+            continued: watch(Signal::CONT)?,
             resized: signal(SignalKind::window_change())?,
         })
     }
@@ -417,9 +470,15 @@ impl Signals {
             }
             std::task::Poll::Pending
         });
+        let stop = async {
+            match &mut self.stop {
+                Some(stop) => stop.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             signal = any => Got::Signal(signal),
-            _ = self.stop.recv() => Got::StopKey,
+            _ = stop => Got::StopKey,
             _ = self.resized.recv() => Got::Resized,
         }
     }
@@ -446,11 +505,13 @@ fn write_output(
     mut pieces: mpsc::Receiver<Written>,
     done: &mpsc::Sender<Result<Written, (Stream, ErrorKind)>>,
 ) {
-    let mut broken = false;
+    let mut broken: Vec<Stream> = Vec::new();
     while let Some(piece) = pieces.blocking_recv() {
-        // After the first failure the rest is dropped: the program is being told.
-        let result = if broken { Ok(()) } else { write_piece(&piece) };
-        broken |= result.is_err();
+        // After a stream's first failure its rest is dropped: the program is being told.
+        let result = if broken.contains(&piece.stream) { Ok(()) } else { write_piece(&piece) };
+        if result.is_err() {
+            broken.push(piece.stream);
+        }
         let told = result.map_err(|error| (piece.stream, error.kind())).map(|()| piece);
         if done.blocking_send(told).is_err() {
             return;

@@ -8,12 +8,13 @@ mod program;
 mod terminal;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use unum_net::{CallOptions, Client, RpcError};
+use unum_net::{CallOptions, Client, Code, RpcError};
 use unum_proto::process::{Ended, StartFailure, StartReply, StartRequest, StartStep, ended};
 
 use crate::daemon::{block_on, local, process};
@@ -24,15 +25,18 @@ use crate::failure::{
 use crate::output::Output;
 
 /// How long the daemon may be away before we give up on it.
-const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
+pub const DAEMON_PATIENCE: Duration = Duration::from_secs(30);
 /// A daemon that was just killed is back within a few of these.
-const RETRY_PERIOD: Duration = Duration::from_millis(50);
+pub const RETRY_PERIOD: Duration = Duration::from_millis(50);
 const START_PATIENCE: Duration = Duration::from_secs(20);
 const KEY_SIZE: usize = 16;
+/// The program's node was lost: how it ended, if it did, is not known. As with ssh.
+const EXIT_LOST: u8 = 255;
 
 pub struct RunOrder {
     pub node: Option<String>,
     pub detach: bool,
+    pub time: bool,
     pub command: Vec<OsString>,
 }
 
@@ -44,12 +48,16 @@ pub fn run(socket: &Path, order: &RunOrder, out: &Output) -> Result<u8> {
         key: fresh_key()?,
     };
     block_on(async {
-        let started = start(socket, request).await.map_err(own_failure)?;
+        let (started, client) = start(socket, request).await.map_err(own_failure)?;
         if order.detach {
             out.one(&program::Started::from(&started), || format!("{}\n", started.pid))?;
             return Ok(0);
         }
-        let ended = attachment::attend(socket, started.pid, terminal).await.map_err(own_failure)?;
+        let ended = attachment::attend(socket, client, started.pid, terminal).await;
+        let ended = ended.map_err(own_failure)?;
+        if order.time {
+            tell_use(&ended);
+        }
         exit_of(&ended, &started.node_name)
     })
 }
@@ -67,7 +75,7 @@ fn fresh_key() -> Result<Bytes> {
 }
 
 /// Starts the program once, however often the request must be repeated: the key tells.
-async fn start(socket: &Path, request: StartRequest) -> Result<StartReply> {
+async fn start(socket: &Path, request: StartRequest) -> Result<(StartReply, Client)> {
     let give_up = Instant::now() + DAEMON_PATIENCE;
     let mut sent = false;
     loop {
@@ -78,7 +86,7 @@ async fn start(socket: &Path, request: StartRequest) -> Result<StartReply> {
                 let answer =
                     client.call::<process::Start>(&local(), request.clone(), &options).await;
                 match answer {
-                    Ok(reply) => return Ok(reply),
+                    Ok(reply) => return Ok((reply, client)),
                     Err(
                         error @ (RpcError::OutcomeUnknown { .. } | RpcError::Unreachable { .. }),
                     ) => Failure::new(format!("the daemon went away: {error}")),
@@ -114,6 +122,32 @@ fn start_failure(error: RpcError) -> Failure {
     }
 }
 
+fn lost(text: String) -> Failure {
+    Failure::new(text).next("Run it again; what it had not yet written is gone.").exit(EXIT_LOST)
+}
+
+/// Whether asking again would bring the same answer.
+pub fn is_lasting(error: &RpcError) -> bool {
+    matches!(
+        error.code(),
+        Some(Code::NotFound | Code::Denied | Code::Invalid | Code::Conflict | Code::UnknownMethod)
+    )
+}
+
+/// What the program used, as time(1) says it.
+pub fn tell_use(ended: &Ended) {
+    let seconds = |us: u64| format!("{}.{:03}", us / 1_000_000, us / 1000 % 1000);
+    // Nobody who reads standard error is no reason to fail.
+    let _ = writeln!(
+        std::io::stderr(),
+        "real {}\nuser {}\nsys {}\npeak {} KiB",
+        seconds(ended.elapsed_us),
+        seconds(ended.user_cpu_us),
+        seconds(ended.system_cpu_us),
+        ended.peak_memory_bytes / 1024
+    );
+}
+
 /// The exit status for a program that ended so.
 pub fn exit_of(ended: &Ended, node: &str) -> Result<u8> {
     match ended.how {
@@ -122,9 +156,8 @@ pub fn exit_of(ended: &Ended, node: &str) -> Result<u8> {
             Ok(u8::try_from(signal).map_or(EXIT_FAILURE, |signal| EXIT_SIGNAL_BASE + signal))
         }
         Some(ended::How::Lost(_)) => {
-            Err(Failure::new(format!("the program was lost with its node {node}"))
-                .next("Run it again; what it had not yet written is gone.")
-                .exit(EXIT_OWN_FAILURE))
+            let node = if node.is_empty() { String::new() } else { format!(" {node}") };
+            Err(lost(format!("the program was lost with its node{node}")))
         }
         None => Err(Failure::new("how the program ended is not known").exit(EXIT_OWN_FAILURE)),
     }

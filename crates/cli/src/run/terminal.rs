@@ -6,6 +6,12 @@ use std::io::{self, IsTerminal, stdin};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use unum_proto::process::WindowSize;
 
+/// A terminal that does not know its size says 0, which few programs can draw on.
+fn sane(rows: u32, columns: u32) -> WindowSize {
+    let or = |n, otherwise| if n == 0 { otherwise } else { n };
+    WindowSize { rows: or(rows, 24), columns: or(columns, 80) }
+}
+
 /// Dropping it puts the terminal back.
 #[derive(Debug)]
 pub struct Terminal {
@@ -24,8 +30,8 @@ impl Terminal {
 
     pub fn size(&self) -> WindowSize {
         match tcgetwinsize(stdin()) {
-            Ok(size) => WindowSize { rows: size.ws_row.into(), columns: size.ws_col.into() },
-            Err(_) => WindowSize { rows: 24, columns: 80 },
+            Ok(size) => sane(size.ws_row.into(), size.ws_col.into()),
+            Err(_) => sane(0, 0),
         }
     }
 
@@ -48,5 +54,17 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         self.restore();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_is_not_known_is_that_of_a_terminal() {
+        assert_eq!(sane(0, 0), WindowSize { rows: 24, columns: 80 });
+        assert_eq!(sane(50, 0), WindowSize { rows: 50, columns: 80 });
+        assert_eq!(sane(50, 132), WindowSize { rows: 50, columns: 132 });
     }
 }

@@ -223,6 +223,15 @@ impl Locks {
         self.inodes.get(&ino).map_or(&[], |locks| &locks.held)
     }
 
+    /// What the owners of a node hold or wait for, on whichever inodes.
+    pub fn of_node(&self, node: NodeId) -> impl Iterator<Item = (Ino, LockTable, u64)> {
+        self.inodes.iter().flat_map(move |(&ino, locks)| {
+            let all = locks.held.iter().chain(locks.waits.iter().map(|wait| &wait.lock));
+            let ours = all.filter(move |lock| lock.owner.node == node);
+            ours.map(move |lock| (ino, lock.table, lock.owner.id))
+        })
+    }
+
     /// Whether the inode has locks or waits.
     pub fn is_used(&self, ino: Ino) -> bool {
         self.inodes.contains_key(&ino)

@@ -103,6 +103,12 @@ impl Tree {
         self.orphans.holders_of(ino)
     }
 
+    /// What a node holds.
+    pub fn held_by(&self, node: NodeId) -> impl Iterator<Item = Ino> {
+        let all = self.orphans.holders.iter();
+        all.filter(move |(_, holders)| holders.contains(&node)).map(|(&ino, _)| ino)
+    }
+
     /// The oldest orphans, `max` at most, that `Reap` would drop now.
     pub fn reapable(&self, now: Time, max: usize) -> Vec<Ino> {
         let all = self.orphans.order.values().copied();

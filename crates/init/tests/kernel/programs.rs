@@ -154,6 +154,44 @@ fn an_unread_stream_stops_its_program_and_no_other() {
 }
 
 #[test]
+fn a_closed_output_is_a_closed_pipe_to_its_program() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let script = "yes; echo $? >&2; trap '' PIPE; seq 9; echo $? >&2; exit 3";
+    let pid = spawn(&mut client, with_pipes(&["bash", "-c", script]));
+    let mut session = Session::attach(&mut client, pid);
+    session.until(&mut client, |s| !s.out.is_empty());
+    let close = CloseOutput { pid, stream: Stream::Stdout as i32 };
+    client.cast(Ask::CloseOutput(close)).expect("sent");
+    session.until(&mut client, |s| s.exited.is_some() && s.ended[1]);
+    // SIGPIPE where it is not ignored, a failed write where it is; the program itself goes on.
+    let told = String::from_utf8_lossy(&session.err).into_owned();
+    let statuses: Vec<&str> = told.lines().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(statuses, ["141", "1"], "{told}");
+    assert_eq!(session.exited.map(|e| e.shell_status()), Some(3));
+}
+
+#[test]
+fn unread_words_of_exited_programs_are_bounded_in_sum() {
+    const PROGRAMS: usize = 64 * 1024 / 200 + 8;
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let mut pids = Vec::new();
+    for _ in 0..PROGRAMS {
+        let pid = spawn(&mut client, with_pipes(&["head", "-c", "204800", "/dev/zero"]));
+        assert_eq!(wait(&mut client, pid).shell_status(), 0);
+        pids.push(pid);
+    }
+    // The bound is seen to now and then.
+    std::thread::sleep(Duration::from_millis(600));
+    let attach = |pid: &u32| Ask::Attach(Attach { pid: *pid, ..Attach::default() });
+    let (fault, _) = refusal(&mut client, attach(pids.first().expect("one")));
+    assert_eq!(fault, Fault::OffsetGone);
+    let newest = client.call(attach(pids.last().expect("one")));
+    assert!(matches!(newest, Ok(Answer::Attached(_))), "{newest:?}");
+}
+
+#[test]
 fn a_closed_standard_input_is_told() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
@@ -212,6 +250,33 @@ fn a_user_signals_only_what_is_his() {
     assert_eq!(wait(&mut client, his).shell_status(), 143);
     signal(&mut client, roots, 9, Target::Group);
     assert_eq!(wait(&mut client, roots).shell_status(), 137);
+}
+
+#[test]
+fn the_streams_of_a_program_are_its_users() {
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let pid = spawn(&mut client, Spawn { uid: 1234, gid: 1234, ..with_pipes(&["cat"]) });
+    let attach = Ask::Attach(Attach { pid, ..Attach::default() });
+    let bytes = bytes::Bytes::from_static(b"x");
+    let input = Ask::Input(Input { pid, offset: 0, bytes, eof: true });
+    let ack = Ask::Ack(Ack { pid, stream: Stream::Stdout as i32, offset: 0 });
+    let resize = Ask::Resize(Resize { pid, rows: 1, cols: 1 });
+    let detach = Ask::Detach(Detach { pid });
+    let hang_up = Ask::Hangup(Hangup { pid });
+    for ask in [attach.clone(), input.clone(), ack, resize, detach, hang_up] {
+        match client.call_for(4321, ask) {
+            Err(ClientError::Refused(failed)) => assert_eq!(failed.fault(), Fault::NotPermitted),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    assert!(matches!(client.call_for(0, attach.clone()), Ok(Answer::Attached(_))));
+    assert!(matches!(client.call_for(1234, attach.clone()), Ok(Answer::Attached(_))));
+    assert!(client.call_for(1234, input).is_ok());
+    assert_eq!(wait(&mut client, pid).shell_status(), 0);
+    // The same when it has ended: its output is kept, for its user.
+    assert!(matches!(client.call_for(4321, attach.clone()), Err(ClientError::Refused(_))));
+    assert!(matches!(client.call_for(1234, attach), Ok(Answer::Attached(_))));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Nodes on the loopback, and proxies that stand for bad networks.
 #![allow(dead_code)] // Each test program uses a part.
 
+pub mod raw;
+
 use std::{
     net::SocketAddr,
     sync::{

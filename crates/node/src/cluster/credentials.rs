@@ -8,8 +8,9 @@
 use crate::system::write_durably;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 use unum_net::identity::IdentityError;
-use unum_net::{CertificateAuthority, Identity};
+use unum_net::{CertificateAuthority, Identity, NodeKey};
 
 /// The largest file that is read.
 const CREDENTIAL_SIZE_MAX: u64 = 256 * 1024;
@@ -75,6 +76,25 @@ impl Credentials {
         write(&self.node, &format!("{}{}", identity.chain_pem(), identity.key().to_pem()))
     }
 
+    /// As `load`, with a new certificate if the old one has expired and this node holds the
+    /// authority's key. Without that, a cluster that was off for longer than a certificate lives could
+    /// never start again: no two nodes would speak to each other, so nobody could lead and sign.
+    pub fn load_current(
+        &self,
+        lifetime: Duration,
+    ) -> Result<Option<(Identity, String)>, CredentialError> {
+        let Some((identity, name)) = self.load()? else { return Ok(None) };
+        if identity.expires() > SystemTime::now() {
+            return Ok(Some((identity, name)));
+        }
+        let Some(authority) = self.load_authority()? else { return Ok(Some((identity, name))) };
+        let key = NodeKey::generate()?;
+        let certificate = authority.issue_for_key(&key, identity.node(), &name, lifetime)?;
+        let identity = Identity::new(key, &certificate)?;
+        self.save_identity(&identity)?;
+        Ok(Some((identity, name)))
+    }
+
     /// None: this node does not hold the authority's key.
     pub fn load_authority(&self) -> Result<Option<CertificateAuthority>, CredentialError> {
         let (certificate, key) = (read(&self.authority_certificate)?, read(&self.authority_key)?);
@@ -132,15 +152,18 @@ fn write(path: &Path, content: &str) -> Result<(), CredentialError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
-    use unum_net::NodeKey;
     use unum_proto::ids::NodeId;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     fn made() -> (CertificateAuthority, Identity) {
+        made_for(HOUR)
+    }
+
+    fn made_for(lifetime: Duration) -> (CertificateAuthority, Identity) {
         let authority = CertificateAuthority::create("lab").unwrap();
         let key = NodeKey::generate().unwrap();
-        let hour = Duration::from_secs(3600);
-        let certificate = authority.issue_for_key(&key, NodeId(7), "n7", hour).unwrap();
+        let certificate = authority.issue_for_key(&key, NodeId(7), "n7", lifetime).unwrap();
         (authority, Identity::new(key, &certificate).unwrap())
     }
 
@@ -173,5 +196,22 @@ mod tests {
         credentials.save(&made().1, "n7").unwrap();
         std::fs::write(dir.path().join("node.pem"), "nonsense").unwrap();
         assert!(matches!(credentials.load(), Err(CredentialError::Damaged { .. })));
+    }
+
+    #[test]
+    fn who_holds_the_authoritys_key_is_never_locked_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = Credentials::of(dir.path());
+        let (authority, expired) = made_for(Duration::ZERO);
+        credentials.save(&expired, "n7").unwrap();
+        let (loaded, _) = credentials.load_current(HOUR).unwrap().unwrap();
+        assert_eq!(loaded.expires(), expired.expires(), "no key, no new certificate");
+        credentials.save_authority(&authority).unwrap();
+        let (renewed, name) = credentials.load_current(HOUR).unwrap().unwrap();
+        assert!(renewed.expires() > SystemTime::now());
+        assert_eq!((renewed.node(), name.as_str()), (NodeId(7), "n7"));
+        assert_eq!(renewed.cluster(), authority.cluster());
+        let (kept, _) = credentials.load_current(HOUR).unwrap().unwrap();
+        assert_eq!(kept.expires(), renewed.expires(), "it is saved, and stays while it is valid");
     }
 }

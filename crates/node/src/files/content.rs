@@ -4,6 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use rustix::io::Errno;
+use tokio::time::Instant;
 use unum_core::tree::{Seek, Tree, TreeError};
 use unum_proto::file::CHUNK_SIZE_MAX;
 use unum_proto::ids::{ChunkId, Ino, NodeId};
@@ -109,7 +110,8 @@ impl Call<'_> {
             let plan = self.look(|tree| Plan::of(tree, self.ino, offset, size.into()))?;
             plans += 1;
             match plan.fetch(self.files, self.deadline).await {
-                Err(error) if plans == READ_PLANS_MAX => return Err(error.into()),
+                Err(ContentError::Unreached { .. }) if Instant::now() < self.deadline => {}
+                Err(error) if plans >= READ_PLANS_MAX => return Err(error.into()),
                 Err(error) => tracing::debug!(%error, "a read is planned anew"),
                 Ok(bytes) => return Ok(bytes),
             }

@@ -36,8 +36,8 @@ impl FileError {
         match self {
             Self::Tree(error) => tree_errno(*error),
             Self::Registry(error) => registry_errno(error),
-            Self::Content(ContentError::NoSpace { .. }) => Errno::NOSPC,
-            Self::Content(_) | Self::Strange => Errno::IO,
+            Self::Content(error) => content_errno(error),
+            Self::Strange => Errno::IO,
             Self::Interrupted => Errno::INTR,
             Self::Errno(errno) => *errno,
         }
@@ -63,6 +63,15 @@ fn tree_errno(error: TreeError) -> Errno {
         TreeError::TooManyLocks => Errno::NOLCK,
         TreeError::NotPermitted => Errno::PERM,
         TreeError::BeyondEnd => Errno::NXIO,
+    }
+}
+
+/// Nodes that are away are a time-out, as a missing majority is.
+fn content_errno(error: &ContentError) -> Errno {
+    match error {
+        ContentError::NoSpace { .. } => Errno::NOSPC,
+        ContentError::TooFewReplicas { .. } | ContentError::Unreached { .. } => Errno::TIMEDOUT,
+        ContentError::Unreadable { .. } => Errno::IO,
     }
 }
 

@@ -91,6 +91,12 @@ impl Handles {
         self.per_inode.contains_key(&ino)
     }
 
+    /// Whether its inode is open only as this file.
+    pub fn is_last(&self, id: HandleId) -> bool {
+        let handle = self.open.get(&id);
+        handle.is_some_and(|handle| self.per_inode.get(&handle.ino) == Some(&1))
+    }
+
     /// Every inode that is open here, in order.
     pub fn inodes(&self) -> impl Iterator<Item = Ino> + '_ {
         self.per_inode.keys().copied()

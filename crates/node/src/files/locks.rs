@@ -14,12 +14,15 @@ use unum_proto::tree::{
 use unum_sys::fuse::{Fh, LockFamily, LockKind, LockOwner, LockRange, LockRequest};
 
 use super::errno::FileError;
+use super::handles::HandleId;
 use super::operations::Signal;
 use super::{Call, Files};
 
-/// Who of this node may hold locks on what, and through which open file it last asked: most closes
-/// have none to release, and need no command. The file is not known after a takeover.
-pub(super) type LockOwners = HashMap<(Ino, LockFamily, u64), Option<Fh>>;
+/// Who of this node may hold locks on what: most closes have none to release, and need no command.
+/// With each goes the open file that the last lock came through, if this daemon saw it come.
+pub(super) type LockOwners = HashMap<OwnerKey, Option<Fh>>;
+
+type OwnerKey = (Ino, LockFamily, u64);
 
 impl Call<'_> {
     pub(super) async fn getlk(&self, request: LockRequest) -> Result<LockRange, FileError> {
@@ -129,6 +132,25 @@ impl Call<'_> {
         self.release_locks(LockFamily::Flock, owner).await
     }
 
+    /// The end of an open file, when no descriptor is left, releases the record locks that came
+    /// through it. The kernel does not tell of those that belong to the open file itself; those of
+    /// processes ended with their closes.
+    pub(super) async fn release_open_file(&self, fh: Fh) -> Result<(), FileError> {
+        let last = self.files.handles().is_last(HandleId(fh.0));
+        let owners: Vec<u64> = {
+            let owners = self.files.lock_owners();
+            let ends = |through: &Option<Fh>| through.map_or(last, |through| through == fh);
+            let ours = owners.iter().filter(|((ino, family, _), through)| {
+                *ino == self.ino && *family == LockFamily::Fcntl && ends(through)
+            });
+            ours.map(|((_, _, owner), _)| *owner).collect()
+        };
+        for owner in owners {
+            self.release_locks(LockFamily::Fcntl, LockOwner(owner)).await?;
+        }
+        Ok(())
+    }
+
     async fn release_locks(&self, family: LockFamily, owner: LockOwner) -> Result<(), FileError> {
         let key = (self.ino, family, owner.0);
         if !self.files.lock_owners().contains_key(&key) {
@@ -137,24 +159,6 @@ impl Call<'_> {
         let release = ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
         self.change(Command::ReleaseOwner(release)).await?;
         self.files.lock_owners().remove(&key);
-        Ok(())
-    }
-}
-
-impl Call<'_> {
-    /// The kernel does not say at a close that the locks of an open file description end with it.
-    /// They are those that were asked for through it; and with the last open file of the inode, all.
-    pub(super) async fn release_left(&self, fh: Fh, last: bool) -> Result<(), FileError> {
-        let left: Vec<(LockFamily, u64)> = self
-            .files
-            .lock_owners()
-            .iter()
-            .filter(|((ino, ..), through)| *ino == self.ino && (last || **through == Some(fh)))
-            .map(|((_, family, owner), _)| (*family, *owner))
-            .collect();
-        for (family, owner) in left {
-            self.release_locks(family, LockOwner(owner)).await?;
-        }
         Ok(())
     }
 }
@@ -189,7 +193,7 @@ fn range(request: &LockRequest) -> ProtoRange {
     }
 }
 
-fn table(family: LockFamily) -> LockTable {
+pub(super) fn table(family: LockFamily) -> LockTable {
     match family {
         LockFamily::Flock => LockTable::Flock,
         LockFamily::Fcntl => LockTable::Record,

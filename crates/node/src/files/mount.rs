@@ -113,8 +113,10 @@ impl Connection {
 
 fn wishes() -> Wishes {
     let wishes = Wishes::default();
-    let capabilities =
-        wishes.capabilities | Capabilities::AUTO_INVAL_DATA | Capabilities::HANDLE_KILLPRIV_V2;
+    let capabilities = wishes.capabilities
+        | Capabilities::AUTO_INVAL_DATA
+        | Capabilities::HANDLE_KILLPRIV_V2
+        | Capabilities::DIRECT_IO_ALLOW_MMAP;
     let required = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;
     Wishes { capabilities, required, ..wishes }
 }

@@ -168,29 +168,30 @@ impl Call<'_> {
     }
 
     pub(super) async fn release(&self, release: Release) -> Result<(), FileError> {
-        if release.flock_unlock {
-            self.release_flock(release.lock_owner).await?;
-        }
-        let last = self.close(release.fh).await?;
-        self.release_left(release.fh, last).await
+        // What cannot be released now is released by the upkeep once the file is closed.
+        let flock = match release.flock_unlock {
+            true => self.release_flock(release.lock_owner).await,
+            false => Ok(()),
+        };
+        let records = self.release_open_file(release.fh).await;
+        self.close(release.fh).await.and(flock).and(records)
     }
 
-    /// Tells whether it was the inode's last open file here.
-    pub(super) async fn close(&self, fh: Fh) -> Result<bool, FileError> {
+    pub(super) async fn close(&self, fh: Fh) -> Result<(), FileError> {
         let closed = self.files.handles().close(HandleId(fh.0)).map_err(io_errno)?;
-        let Some((handle, true)) = closed else { return Ok(false) };
+        let Some((handle, true)) = closed else { return Ok(()) };
         let node = self.files.parts.node;
         let holds = |nodes: &[NodeId]| nodes.contains(&node);
         if self.look(|tree| holds(tree.holders(handle.ino))) {
             let release = ReleaseInodes { inos: vec![handle.ino.0] };
             self.files.change(Command::Release(release), self.deadline).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn opened(&self, ino: Ino, flags: u32) -> Result<Opened, FileError> {
         let id = self.files.handles().open(Handle { ino, flags }).map_err(io_errno)?;
-        Ok(Opened { fh: Fh(id.0), flags: OpenFlags::NONE, backing: None })
+        Ok(Opened { fh: Fh(id.0), flags: open_flags(flags), backing: None })
     }
 
     fn new_inode(&self, name: Vec<u8>, kind: FileKind, mode: u32) -> Create {
@@ -217,6 +218,12 @@ impl Call<'_> {
             _ => Err(FileError::Strange),
         }
     }
+}
+
+/// The kernel cuts a write into pieces at the borders of pages it caches. Two programs that append
+/// would find their pieces mixed, so such writes pass its cache by and arrive whole.
+fn open_flags(flags: u32) -> OpenFlags {
+    if flags & libc::O_APPEND as u32 != 0 { OpenFlags::DIRECT_IO } else { OpenFlags::NONE }
 }
 
 fn entry(attributes: &Attributes) -> Entry {

@@ -64,7 +64,7 @@ impl Call<'_> {
             O::Statfs => finish(to, signal.or(read, self.statfs()).await, |to, s| to.statfs(&s)),
             O::Flush { lock_owner, .. } => finish(to, self.flush(lock_owner).await, |to, ()| to.ok()),
             O::Release(release) => finish(to, self.release(release).await, |to, ()| to.ok()),
-            O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, _| to.ok()),
+            O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
             // Whatever a call changed was durable when it returned.
             O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => drop(to.ok()),
             O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),

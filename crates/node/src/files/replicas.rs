@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use unum_core::placement::chunks::{Place, place};
 use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
 use unum_proto::file::{
@@ -31,6 +31,10 @@ const STRAGGLER_WAIT: Duration = Duration::from_millis(50);
 
 /// How long one replica may take to answer a read before the next one is asked as well.
 const READ_TRY: Duration = Duration::from_secs(2);
+
+/// Pause before content that found too few nodes is offered again: a connection may just be made
+/// anew, or a daemon start again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 unum_net::methods! {
     /// Stores a chunk durably.
@@ -57,6 +61,8 @@ pub enum ContentError {
     TooFewReplicas { durable: usize, needed: usize, why: String },
     #[error("chunk {chunk} cannot be read from any of its nodes {replicas:?}: {why}")]
     Unreadable { chunk: ChunkId, replicas: Vec<NodeId>, why: String },
+    #[error("none of the nodes {replicas:?} that hold chunk {chunk} can be reached: {why}")]
+    Unreached { chunk: ChunkId, replicas: Vec<NodeId>, why: String },
 }
 
 /// Which nodes can take chunks now.
@@ -113,6 +119,19 @@ impl Replicas {
 
     /// Writes `data` (at most [`CHUNK_SIZE_MAX`] bytes) as a new chunk.
     pub async fn write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
+        loop {
+            match self.try_write(data.clone(), deadline).await {
+                Err(ContentError::TooFewReplicas { .. })
+                    if Instant::now() + RETRY_PAUSE < deadline =>
+                {
+                    sleep(RETRY_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
         let shared = &self.shared;
         let id = ChunkId { lane: shared.lane, seq: shared.next.fetch_add(1, Ordering::Relaxed) };
         let hash = *blake3::hash(&data).as_bytes();
@@ -180,20 +199,44 @@ impl Replicas {
         length: u32,
         deadline: Instant,
     ) -> Result<Bytes, ContentError> {
+        let result = self.try_read(chunk, replicas, offset, length, deadline).await;
+        // A pause for the caller, who looks at the registry again: the replicas may be others now.
+        if matches!(result, Err(ContentError::Unreached { .. })) {
+            sleep_until(deadline.min(Instant::now() + RETRY_PAUSE)).await;
+        }
+        result
+    }
+
+    async fn try_read(
+        &self,
+        chunk: ChunkId,
+        replicas: &[NodeId],
+        offset: u32,
+        length: u32,
+        deadline: Instant,
+    ) -> Result<Bytes, ContentError> {
         let mut why = String::from("no node holds it");
+        let mut unreached = false;
         for node in self.nearest_first(replicas) {
             let until = deadline.min(Instant::now() + READ_TRY);
             match self.read_from(node, chunk, offset, length, until).await {
                 Ok(data) if data.len() == length as usize => return Ok(data),
                 Ok(data) => why = format!("{node} sent {} of {length} bytes", data.len()),
-                Err(status) => why = format!("{node}: {status}"),
+                Err(status) => {
+                    unreached |= status.code == Code::Unavailable;
+                    why = format!("{node}: {status}");
+                }
             }
             tracing::debug!(%chunk, %why, "a replica could not be read");
             if Instant::now() >= deadline {
                 break;
             }
         }
-        Err(ContentError::Unreadable { chunk, replicas: replicas.to_vec(), why })
+        let replicas = replicas.to_vec();
+        match unreached {
+            true => Err(ContentError::Unreached { chunk, replicas, why }),
+            false => Err(ContentError::Unreadable { chunk, replicas, why }),
+        }
     }
 
     async fn read_from(

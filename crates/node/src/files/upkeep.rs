@@ -1,5 +1,6 @@
-//! What the file tree needs done behind its users' backs: orphans held and reaped, chunks brought
-//! back to their number of replicas, garbage deleted, ragged files laid out anew.
+//! What the file tree needs done behind its users' backs: orphans held and reaped, leftover locks
+//! given back, chunks brought back to their number of replicas, garbage deleted, ragged files laid
+//! out anew.
 //!
 //! Each loop does a bounded amount of work at a time and starts over from the registry's state, so
 //! that any of them may die at any point.
@@ -11,12 +12,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use unum_core::placement::chunks::{Place, place};
-use unum_core::tree::{Lacking, TreeError};
+use unum_core::tree::{Lacking, Tree, TreeError};
 use unum_net::{CallOptions, Client, Name, Router, Status};
 use unum_proto::file::{CHUNK_SIZE_MAX, HeldInodes, HeldInodesReply};
 use unum_proto::ids::{ChunkId, Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
-use unum_proto::tree::{Hold, Reap, SetReplicas, Write};
+use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, SetReplicas, Write};
 
 use super::Files;
 use super::content::{Plan, placed};
@@ -29,6 +30,10 @@ const REAP_PAUSE: Duration = Duration::from_secs(2);
 const INODES_MAX: usize = 256;
 /// How long a node may take to say what it has open.
 const QUESTION_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Locks and holds of files that are not open here are given back when two looks with this pause
+/// between them saw them. The pause is far longer than a call that is about to open the file.
+const LEFTOVER_PAUSE: Duration = Duration::from_secs(60);
 
 /// Pause between two walks through the chunk table for chunks that lack replicas.
 const REPAIR_PAUSE: Duration = Duration::from_secs(5);
@@ -71,6 +76,7 @@ pub fn run(files: &Arc<Files>, cluster: Arc<dyn Cluster>, client: &Client, tasks
     tasks.spawn_lasting("orphans", until(stop(), watch_orphans(files.clone())));
     let reaper = reap(files.clone(), cluster.clone(), client.clone());
     tasks.spawn_lasting("reaper", until(stop(), reaper));
+    tasks.spawn_lasting("leftovers", until(stop(), give_back(files.clone())));
     tasks.spawn_lasting("repair", until(stop(), repair(files.clone(), cluster)));
     tasks.spawn_lasting("garbage", until(stop(), collect_garbage(files.clone())));
     tasks.spawn_lasting("ragged", until(stop(), lay_out_anew(files.clone())));
@@ -150,6 +156,48 @@ async fn hold(files: &Files, open: &[Ino]) -> Result<(), FileError> {
         }
     }
     Ok(())
+}
+
+/// What closes could not give back because there was no majority just then.
+async fn give_back(files: Arc<Files>) {
+    let mut before = BTreeSet::new();
+    loop {
+        sleep(LEFTOVER_PAUSE).await;
+        if files.fresh(files.deadline()).await.is_err() {
+            continue;
+        }
+        let left = leftovers(&files);
+        for leftover in left.intersection(&before) {
+            let command = match *leftover {
+                Leftover::Hold(ino) => Command::Release(Release { inos: vec![ino.0] }),
+                Leftover::Lock(ino, table, owner) => {
+                    Command::ReleaseOwner(ReleaseOwner { ino: ino.0, table, owner })
+                }
+            };
+            if let Err(error) = files.change(command, files.deadline()).await {
+                tracing::debug!(%error, ?leftover, "is given back later");
+            }
+        }
+        before = left;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leftover {
+    Hold(Ino),
+    Lock(Ino, i32, u64),
+}
+
+fn leftovers(files: &Files) -> BTreeSet<Leftover> {
+    let node = files.parts.node;
+    let handles = files.handles();
+    let locks_of =
+        |tree: &Tree| tree.locks().of_node(node).map(|(ino, t, o)| (ino, t as i32, o)).collect();
+    let (holds, locks): (Vec<Ino>, Vec<(Ino, i32, u64)>) =
+        files.look(|tree| (tree.held_by(node).collect(), locks_of(tree)));
+    let holds = holds.into_iter().filter(|ino| !handles.is_open(*ino)).map(Leftover::Hold);
+    let locks = locks.into_iter().filter(|(ino, _, _)| !handles.is_open(*ino));
+    holds.chain(locks.map(|(ino, table, owner)| Leftover::Lock(ino, table, owner))).collect()
 }
 
 /// Rule 4 of the contract, on the leader.

@@ -13,8 +13,8 @@ use unum_core::time::Time;
 use unum_net::{CallOptions, Code, Incoming, RpcError, Status, StreamReceiver, StreamSender};
 use unum_proto::ids::{NodeId, Pid};
 use unum_proto::init::{
-    Ack, Ask, Attach as AttachAsk, Attached, Detach, Exited, Happened, Input, InputState, Output,
-    Resize, Signal, Stream as InitStream, Target,
+    Ack, Ask, Attach as AttachAsk, Attached, CloseOutput, Detach, Exited, Happened, Input,
+    InputState, Output, Resize, Signal, Stream as InitStream, Target,
 };
 use unum_proto::process::{
     AttachReply, AttachRequest, Continued, Ended, FromProgram, PIECE_SIZE_MAX, Piece, Position,
@@ -23,7 +23,7 @@ use unum_proto::process::{
 
 use super::{Attach, PEER_TIME_MAX, Processes, peer_status, to, world_status};
 use crate::registry::system_clock;
-use crate::world::Events;
+use crate::world::{Detachment, Events, WorldError};
 
 /// The longest message on the stream, in bytes.
 const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
@@ -31,6 +31,9 @@ const MESSAGE_SIZE_MAX: usize = PIECE_SIZE_MAX + 1024;
 /// How long a node is down before its programs are called lost. Until then callers try again: a
 /// short partition ends by itself.
 const LOST_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether a node is lost.
+const LOST_LOOK_PERIOD: Duration = Duration::from_millis(500);
 
 impl Processes {
     pub(super) async fn attach(
@@ -49,7 +52,15 @@ impl Processes {
             return Err(super::no_such_process(pid));
         }
         let guard = HangUp::new(self, &incoming, pid);
-        let reply = self.pass_on(&incoming, node, request, sender, receiver).await;
+        let mut sender = sender;
+        let passed = tokio::select! {
+            reply = self.pass_on(&incoming, node, request, &mut sender, receiver) => Some(reply),
+            () = self.lost(node) => None,
+        };
+        let reply = match passed {
+            Some(reply) => reply,
+            None => tell_lost(&mut sender, node).await,
+        };
         guard.settle(&reply);
         reply
     }
@@ -60,42 +71,61 @@ impl Processes {
         incoming: &Incoming,
         node: NodeId,
         request: AttachRequest,
-        mut sender: StreamSender,
+        sender: &mut StreamSender,
         mut receiver: StreamReceiver,
     ) -> Result<AttachReply, Status> {
-        let now = system_clock()();
-        if self.shared.registry.read(|state| is_lost(state, node, now)) {
-            return tell_lost(&mut sender, node).await;
-        }
         let name = self.node_name(node);
         let options =
             CallOptions::unlimited().caller(incoming.caller.clone()).trace(incoming.trace);
         let opened = self.shared.client.open::<Attach>(&to(node), request, &options).await;
         let opened = opened.map_err(|error| peer_status(&name, error))?;
         let (mut reply, mut there, mut here) = (opened.reply, opened.sender, opened.receiver);
+        let peer_gone = |error| peer_status(&name, error);
         let forward = async {
-            while let Some(bytes) = receiver.recv().await? {
-                there.send(bytes).await?;
+            while let Some(bytes) = receiver.recv().await.map_err(caller_gone)? {
+                there.send(bytes).await.map_err(peer_gone)?;
             }
             there.finish();
             // The caller has closed its side; the program's side goes on until it ends.
-            std::future::pending::<Result<(), RpcError>>().await
+            std::future::pending::<Result<(), Status>>().await
         };
         let back = async {
-            while let Some(bytes) = here.recv().await? {
-                sender.send(bytes).await?;
+            while let Some(bytes) = here.recv().await.map_err(peer_gone)? {
+                sender.send(bytes).await.map_err(caller_gone)?;
             }
-            Ok::<(), RpcError>(())
+            Ok::<(), Status>(())
         };
-        let carried = tokio::select! {
+        tokio::select! {
             forwarded = forward => forwarded,
             back = back => back,
-        };
-        carried.map_err(|error| peer_status(&name, error))?;
+        }?;
         (&mut reply).await.map_err(|error| peer_status(&name, error))
     }
 
+    /// Completes when a node's programs are given up.
+    pub(super) async fn lost(&self, node: NodeId) {
+        while !self.shared.registry.read(|state| is_lost(state, node, system_clock()())) {
+            tokio::time::sleep(LOST_LOOK_PERIOD).await;
+        }
+    }
+
     async fn attach_here(
+        &self,
+        incoming: &Incoming,
+        request: AttachRequest,
+        sender: StreamSender,
+        receiver: StreamReceiver,
+    ) -> Result<AttachReply, Status> {
+        let pid = Pid(request.pid);
+        let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
+        let reply = self.serve_streams(incoming, request, sender, receiver).await;
+        if let Some(guard) = guard {
+            guard.settle(&reply);
+        }
+        reply
+    }
+
+    async fn serve_streams(
         &self,
         incoming: &Incoming,
         request: AttachRequest,
@@ -103,24 +133,19 @@ impl Processes {
         mut receiver: StreamReceiver,
     ) -> Result<AttachReply, Status> {
         let pid = Pid(request.pid);
-        let guard = incoming.caller.node.is_none().then(|| HangUp::new(self, incoming, pid));
-        self.may_touch(incoming, pid).await?;
         let ask = AttachAsk {
             pid: pid.0,
             stdout: request.stdout_offset,
             stderr: request.stderr_offset,
             from_oldest: false,
         };
-        let (attached, events) = self.shared.world.attach(ask).await.map_err(world_status)?;
+        let attached = self.shared.world.attach(incoming.caller.uid, ask).await;
+        let (attached, events) = attached.map_err(world_status)?;
         let from = Attachment::new(&attached, events);
-        let reply = tokio::select! {
+        tokio::select! {
             sent = from.run(&mut sender) => sent,
             taken = self.take_input(incoming, pid, &mut receiver) => taken,
-        };
-        if let Some(guard) = guard {
-            guard.settle(&reply);
         }
-        reply
     }
 
     /// What the caller sends, until it closes its side or detaches.
@@ -130,40 +155,29 @@ impl Processes {
         pid: Pid,
         receiver: &mut StreamReceiver,
     ) -> Result<AttachReply, Status> {
+        let uid = incoming.caller.uid;
         let mut messages = Messages::default();
-        let closed = |error: RpcError| Status::new(Code::Cancelled, error.to_string());
-        while let Some(bytes) = receiver.recv().await.map_err(closed)? {
+        while let Some(bytes) = receiver.recv().await.map_err(caller_gone)? {
             messages.push(&bytes);
             while let Some(message) = messages.take::<ToProgram>()? {
                 let Some(kind) = message.kind else { continue };
                 if matches!(kind, to_program::Kind::Detach(_)) {
                     let detach = Ask::Detach(Detach { pid: pid.0 });
-                    self.shared.world.ask(detach).await.map_err(world_status)?;
+                    self.shared.world.ask_for(uid, detach).await.map_err(world_status)?;
                     return Ok(AttachReply {});
                 }
-                let ask = to_init(pid, incoming.caller.uid, kind);
-                self.shared.world.tell(ask).await.map_err(world_status)?;
+                let ask = to_init(pid, uid, kind);
+                self.shared.world.tell_for(uid, ask).await.map_err(world_status)?;
             }
         }
         // Closed in order: nothing more comes from there, but the output is still wanted.
         std::future::pending().await
     }
+}
 
-    /// Only the program's user, and root, may see what it says.
-    async fn may_touch(&self, incoming: &Incoming, pid: Pid) -> Result<(), Status> {
-        let ask = Signal {
-            pid: pid.0,
-            target: Target::Process as i32,
-            signal: 0,
-            uid: incoming.caller.uid,
-        };
-        match self.shared.world.ask(Ask::Signal(ask)).await {
-            Ok(_) => Ok(()),
-            // It has ended; unum-init still has what it said.
-            Err(error) if error.fault() == Some(unum_proto::init::Fault::NoSuchProcess) => Ok(()),
-            Err(error) => Err(world_status(error)),
-        }
-    }
+/// The one who attached does not hear us any more.
+fn caller_gone(error: RpcError) -> Status {
+    Status::new(Code::Cancelled, error.to_string())
 }
 
 fn to_init(pid: Pid, uid: u32, kind: to_program::Kind) -> Ask {
@@ -188,6 +202,11 @@ fn to_init(pid: Pid, uid: u32, kind: to_program::Kind) -> Ask {
             Ask::Signal(Signal { pid, target: Target::Foreground as i32, signal, uid })
         }
         to_program::Kind::Detach(_) => Ask::Detach(Detach { pid }),
+        to_program::Kind::Close(stream) => {
+            let stderr = stream == Stream::Stderr as i32;
+            let stream = if stderr { InitStream::Stderr } else { InitStream::Stdout };
+            Ask::CloseOutput(CloseOutput { pid, stream: stream as i32 })
+        }
     }
 }
 
@@ -219,7 +238,15 @@ impl Attachment {
                 return Ok(AttachReply {});
             }
         }
-        Err(Status::new(Code::Conflict, "the program's streams were attached to elsewhere"))
+        Err(match self.events.why_ended() {
+            Detachment::Superseded => {
+                Status::new(Code::Conflict, "the program's streams were attached to elsewhere")
+            }
+            Detachment::Behind => {
+                Status::new(Code::Unavailable, "the output was not taken fast enough")
+            }
+            Detachment::WorldEnded => world_status(WorldError::Gone),
+        })
     }
 
     fn has_all(&self, exited: &Exited) -> bool {
@@ -241,7 +268,11 @@ impl Attachment {
     }
 
     fn output(&mut self, output: Output) -> from_program::Kind {
-        let end = output.offset + output.bytes.len() as u64;
+        // What was written by the exit and dropped when the output was closed does not come.
+        let end = match output.eof {
+            true => u64::MAX,
+            false => output.offset + output.bytes.len() as u64,
+        };
         let stream = match output.stream() {
             InitStream::Stderr => {
                 self.stderr = end;
@@ -287,9 +318,12 @@ fn is_lost(state: &State, node: NodeId, now: Time) -> bool {
     })
 }
 
+pub(super) fn lost_with(node: NodeId) -> Ended {
+    Ended { how: Some(ended::How::Lost(node.0)), ..Ended::default() }
+}
+
 async fn tell_lost(sender: &mut StreamSender, node: NodeId) -> Result<AttachReply, Status> {
-    let ended = Ended { how: Some(ended::How::Lost(node.0)), ..Ended::default() };
-    send(sender, from_program::Kind::Ended(ended)).await?;
+    send(sender, from_program::Kind::Ended(lost_with(node))).await?;
     Ok(AttachReply {})
 }
 
@@ -298,8 +332,7 @@ async fn send(sender: &mut StreamSender, kind: from_program::Kind) -> Result<(),
     let mut bytes = BytesMut::with_capacity(4 + message.encoded_len());
     bytes.put_u32(message.encoded_len() as u32);
     message.encode(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
-    let sent = sender.send(bytes.freeze()).await;
-    sent.map_err(|error| Status::new(Code::Cancelled, error.to_string()))
+    sender.send(bytes.freeze()).await.map_err(caller_gone)
 }
 
 /// Cuts a stream's bytes into messages.

@@ -16,7 +16,7 @@ use unum_proto::process::{
     SignalRequest, SignalScope, WaitReply, WaitRequest, WhereReply, WhereRequest,
 };
 
-use super::attach::ended_of;
+use super::attach::{ended_of, lost_with};
 use super::{
     List, Logs, PEER_TIME_MAX, Processes, Signal, Wait, Where, no_such_process, peer_status, table,
     to, world_status,
@@ -35,29 +35,35 @@ impl Processes {
         request: ListRequest,
     ) -> Result<ListReply, Status> {
         let mut all = self.list_here().await?;
-        let mut silent = Vec::new();
+        let mut silent: Vec<NodeId> = Vec::new();
         if !request.local {
-            let others: Vec<NodeId> = self.shared.registry.read(|state| {
-                let up = state.nodes().members().filter(|node| node.is_up() && node.is_worker());
-                up.map(|node| node.id).filter(|id| !self.is_here(*id)).collect()
+            let others = self.shared.registry.read(|state| {
+                let workers = state.nodes().members().filter(|node| node.is_worker());
+                let others = workers.filter(|node| !self.is_here(node.id));
+                others.map(|node| (node.id, node.is_up())).collect::<Vec<_>>()
             });
+            silent = others.iter().filter(|(_, up)| !up).map(|(node, _)| *node).collect();
+            let others = others.iter().filter(|(_, up)| *up).map(|(node, _)| *node);
             let options = CallOptions::within(LIST_TIME_MAX).caller(incoming.caller).fail_fast();
-            let answers = others.iter().map(|node| {
+            let answers = others.map(|node| {
                 let options = &options;
                 async move {
                     let request = ListRequest { local: true };
-                    (*node, self.shared.client.call::<List>(&to(*node), request, options).await)
+                    (node, self.shared.client.call::<List>(&to(node), request, options).await)
                 }
             });
             for (node, answer) in join_all(answers).await {
                 match answer {
                     Ok(reply) => all.extend(reply.processes),
-                    Err(_) => silent.push(node.0),
+                    Err(_) => silent.push(node),
                 }
             }
         }
         all.sort_by_key(|process| process.pid);
-        Ok(ListReply { processes: all, silent })
+        silent.sort_unstable();
+        let silent_names = silent.iter().map(|node| self.node_name(*node)).collect();
+        let silent = silent.iter().map(|node| node.0).collect();
+        Ok(ListReply { processes: all, silent, silent_names })
     }
 
     async fn list_here(&self) -> Result<Vec<Process>, Status> {
@@ -119,18 +125,17 @@ impl Processes {
             Ask::Signal(SignalAsk { pid: pid.0, target: target as i32, signal, uid })
         };
         match request.scope() {
-            SignalScope::Process => self.tell_init(pid, ask(Target::Process, signal)).await?,
-            SignalScope::Group => self.tell_init(pid, ask(Target::Group, signal)).await?,
+            SignalScope::Process => self.tell_init(pid, uid, ask(Target::Process, signal)).await?,
+            SignalScope::Group => self.tell_init(pid, uid, ask(Target::Group, signal)).await?,
             SignalScope::Session => {
-                self.tell_init(pid, ask(Target::Process, 0)).await?;
-                self.tell_init(pid, Ask::Hangup(Hangup { pid: pid.0 })).await?;
+                self.tell_init(pid, uid, Ask::Hangup(Hangup { pid: pid.0 })).await?;
             }
         }
         Ok(SignalReply {})
     }
 
-    async fn tell_init(&self, pid: Pid, ask: Ask) -> Result<(), Status> {
-        match self.shared.world.ask(ask).await {
+    async fn tell_init(&self, pid: Pid, uid: u32, ask: Ask) -> Result<(), Status> {
+        match self.shared.world.ask_for(uid, ask).await {
             Ok(_) => Ok(()),
             Err(error) if error.fault() == Some(Fault::NoSuchProcess) => Err(no_such_process(pid)),
             Err(error) => Err(world_status(error)),
@@ -145,8 +150,14 @@ impl Processes {
         let node = self.owner(Pid(request.pid))?;
         if !self.is_here(node) {
             let options = CallOptions::on_behalf(&incoming);
-            let waited = self.shared.client.call::<Wait>(&to(node), request, &options).await;
-            return waited.map_err(|error| peer_status(&self.node_name(node), error));
+            let name = to(node);
+            let waited = self.shared.client.call::<Wait>(&name, request, &options);
+            return tokio::select! {
+                waited = waited => {
+                    waited.map_err(|error| peer_status(&self.node_name(node), error))
+                }
+                () = self.lost(node) => Ok(WaitReply { ended: Some(lost_with(node)) }),
+            };
         }
         let ask = Ask::Wait(WaitAsk { pid: request.pid, forget: false });
         match self.shared.world.ask(ask).await {

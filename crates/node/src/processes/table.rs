@@ -15,7 +15,10 @@ const PAGE_SIZE: u64 = 4096;
 /// Clock ticks in a second, as Linux shows them to programs on every architecture (USER_HZ).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Every process of the world but PID 1, which is unum-init.
+/// The small processes of unum-init's that hold a terminal's session for its program.
+const SESSION_NAME: &str = "unum-session";
+
+/// Every process of the world but unum-init's own.
 pub(super) fn read(proc_path: &Path) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir(proc_path) else { return Vec::new() };
     let boot_ms = boot_time_ms(proc_path);
@@ -28,6 +31,9 @@ fn read_one(proc_path: &Path, pid: u32, boot_ms: u64) -> Option<Process> {
     let stat = std::fs::read(own.join("stat")).ok()?;
     let stat = Stat::parse(&String::from_utf8_lossy(&stat))?;
     let uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&own).ok()?);
+    if stat.name == SESSION_NAME && stat.parent == 1 && uid == 0 {
+        return None;
+    }
     let command = std::fs::read(own.join("cmdline")).unwrap_or_default();
     Some(Process {
         pid,

@@ -5,7 +5,8 @@
 //! along with the next group instead of causing a sync of its own: it only saves work at a restart.
 //! Invariants: an entry can be read once `append` returned; its flush is told when it is durable;
 //! records are released only when vote, commit position and purge have been written anew behind
-//! them.
+//! them; a vote is told durable when two groups hold it, for the last group may be lost to rot, and
+//! a node that forgets its vote acknowledges entries to a leader that it has helped to depose.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -33,6 +34,8 @@ const KIND_COMMITTED: u8 = 3;
 const KIND_TRUNCATED: u8 = 4;
 const KIND_PURGED: u8 = 5;
 
+/// Groups that hold a vote before it is told durable.
+const VOTE_COPIES: u32 = 2;
 /// Bytes that are read at once while replaying.
 const REPLAY_BYTES: usize = 1 << 20;
 
@@ -66,7 +69,7 @@ impl Memory {
     fn first_index(&self) -> u64 {
         match self.entries.front() {
             Some(slot) => slot.entry.log_id.index,
-            None => self.purged.map_or(0, |id| id.index + 1),
+            None => self.purged.map_or(0, |id| id.index.saturating_add(1)),
         }
     }
 
@@ -103,8 +106,9 @@ impl Memory {
 
     fn push(&mut self, entry: Entry, seq: Seq, bytes: usize) -> Result<(), Malformed> {
         let index = entry.log_id.index;
-        let expected = self.entries.back().map(|slot| slot.entry.log_id.index + 1);
-        if expected.is_some_and(|expected| index != expected) {
+        if let Some(last) = self.entries.back()
+            && last.entry.log_id.index.checked_add(1) != Some(index)
+        {
             return Err(Malformed("log order"));
         }
         self.bytes += bytes as u64;
@@ -113,7 +117,7 @@ impl Memory {
     }
 
     fn truncate(&mut self, last: Option<LogId>) {
-        let keep = last.map_or(0, |id| id.index + 1);
+        let keep = last.map_or(0, |id| id.index.saturating_add(1));
         if last.is_none() {
             self.purged = None;
         }
@@ -289,14 +293,15 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for LogStore<RT> {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let record = {
-            let mut memory = self.memory();
-            memory.vote = Some(*vote);
-            number(&mut memory, KIND_VOTE, &vote_to_wire(*vote)).1
-        };
-        let (done, durable) = oneshot::channel();
-        self.queue(Work::Write { records: vec![record], done: Done::Waiter(done) }).await?;
-        durable.await.unwrap_or_else(|_| Err(io::Error::other("the log's writer has stopped")))
+        self.memory().vote = Some(*vote);
+        for _ in 0..VOTE_COPIES {
+            let record = number(&mut self.memory(), KIND_VOTE, &vote_to_wire(*vote)).1;
+            let (done, durable) = oneshot::channel();
+            self.queue(Work::Write { records: vec![record], done: Done::Waiter(done) }).await?;
+            let stopped = |_| Err(io::Error::other("the log's writer has stopped"));
+            durable.await.unwrap_or_else(stopped)?;
+        }
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {

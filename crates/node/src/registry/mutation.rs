@@ -9,4 +9,6 @@ pub enum Mutation {
     ForgetReplies,
     /// A barrier does not ask the leader or a quorum.
     BarrierWithoutQuorum,
+    /// A node votes though it may have lost what it acknowledged.
+    IgnoreSuspicion,
 }

@@ -169,7 +169,8 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let disk = options.disk.clone();
         let journal_options = options.journal;
-        let recovered = options.offload.run(move || recover(&*disk, journal_options)).await?;
+        let mut recovered = options.offload.run(move || recover(&*disk, journal_options)).await?;
+        recovered.suspect &= options.mutation != Mutation::IgnoreSuspicion;
         let (disk, reserve) = (options.disk.clone(), options.reserve_bytes);
         let room = options.offload.run(move || Arc::new(Room::new(disk, reserve))).await;
 

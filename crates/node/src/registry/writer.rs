@@ -55,6 +55,9 @@ pub struct Writer<RT: AsyncRuntime> {
     room: Arc<Room>,
     group: Vec<Work<RT>>,
     failed: Option<JournalError>,
+    /// What can go once a further group is written: records are written anew before the old ones
+    /// are released, and the last group may be lost to rot.
+    released: Option<Seq>,
     _alive: oneshot::Sender<()>,
 }
 
@@ -74,7 +77,15 @@ impl<RT: AsyncRuntime> Writer<RT> {
     ) -> (mpsc::Sender<Work<RT>>, oneshot::Receiver<()>) {
         let (sender, queue) = mpsc::channel(WRITER_QUEUE_MAX);
         let (alive, ended) = oneshot::channel();
-        let writer = Self { journal, queue, room, group: Vec::new(), failed: None, _alive: alive };
+        let writer = Self {
+            journal,
+            queue,
+            room,
+            group: Vec::new(),
+            failed: None,
+            released: None,
+            _alive: alive,
+        };
         match offload {
             Offload::Threads => drop(std::thread::spawn(move || writer.run_on_thread())),
             Offload::Inline => drop(RT::spawn(writer.run_as_task())),
@@ -148,14 +159,18 @@ impl<RT: AsyncRuntime> Writer<RT> {
             })
             .map(|record| Record { kind: record.kind, bytes: &record.bytes })
             .collect();
-        if !records.is_empty() {
-            self.journal.append(&records)?;
-        }
         let below = self.group.iter().filter_map(|work| match work {
             Work::Write { .. } => None,
             Work::Release { below } => Some(*below),
         });
-        match below.max().map(|below| self.journal.release(below)) {
+        let below = below.max();
+        if records.is_empty() {
+            self.released = self.released.max(below);
+            return Ok(());
+        }
+        self.journal.append(&records)?;
+        let due = std::mem::replace(&mut self.released, below);
+        match due.map(|below| self.journal.release(below)) {
             // The records are written: only what is to be retried may fail for want of room.
             None | Some(Ok(_) | Err(JournalError::Full(_))) => Ok(()),
             Some(Err(error)) => Err(error),
