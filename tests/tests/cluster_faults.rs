@@ -1,4 +1,6 @@
 //! A cluster that is cut in two, loses its power, or is spoken to by strangers.
+//!
+//! `UNUM_LONG_SECONDS=90` has certificates renewed for so long instead of 14 seconds.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -212,7 +214,7 @@ fn strangers_on_the_port_harm_nobody() {
     assert!(nodes.as_array().expect("an array").iter().all(alive), "{nodes}");
     let logged = playground.must("logs", &["n1"]);
     let told = logged.lines().filter(|line| line.contains("10.117.0.2")).count();
-    assert!((1..100).contains(&told), "{told} lines");
+    assert!((1..60).contains(&told), "{told} lines");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 mod call;
 mod client;
+mod complaints;
 mod credentials;
 mod dial;
 mod directory;

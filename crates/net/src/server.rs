@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
+use crate::complaints::Complaints;
 use crate::{
     Caller, IdentityStore, Router, Settings,
     credentials::caller_of,
@@ -45,6 +46,7 @@ struct Door {
     identity: Arc<IdentityStore>,
     desk: Option<Arc<dyn JoinDesk>>,
     limiter: JoinLimiter,
+    complaints: Complaints,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     joins: Semaphore,
@@ -72,6 +74,7 @@ impl Server {
             identity,
             desk,
             limiter: JoinLimiter::new(std::time::Instant::now()),
+            complaints: Complaints::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             joins: Semaphore::new(JOINS_MAX),
@@ -110,7 +113,7 @@ impl Door {
             let connection = self.connections.clone().try_acquire_owned();
             let handshake = self.handshakes.clone().try_acquire_owned();
             let (Ok(connection), Ok(handshake)) = (connection, handshake) else {
-                tracing::warn!("turned {from} away: too many connections");
+                self.complain(&format!("turned {from} away: too many connections"));
                 continue;
             };
             let door = self.clone();
@@ -130,9 +133,12 @@ impl Door {
                 drop(handshake);
                 return self.take_in(tls, from).await;
             }
-            Ok(Err(why)) => return tracing::warn!("refused a connection from {from}: {why}"),
+            Ok(Err(why)) => {
+                return self.complain(&format!("refused a connection from {from}: {why}"));
+            }
             Err(_) => {
-                return tracing::warn!("dropped {from}: no handshake in {HANDSHAKE_TIMEOUT:?}");
+                let why = format!("dropped {from}: no handshake in {HANDSHAKE_TIMEOUT:?}");
+                return self.complain(&why);
             }
         };
         let (input, output) = tokio::io::split(tls);
@@ -147,11 +153,20 @@ impl Door {
         }
     }
 
+    /// Logs what a stranger did. Whoever knocks often fills no disk with it.
+    fn complain(&self, what: &str) {
+        match self.complaints.admit(std::time::Instant::now()) {
+            Some(0) => tracing::warn!("{what}"),
+            Some(unsaid) => tracing::warn!("{what} (and {unsaid} more such of late)"),
+            None => {}
+        }
+    }
+
     async fn take_in(&self, tls: TlsStream<TcpStream>, from: SocketAddr) {
         let Some(desk) = self.desk.clone() else { return };
         match self.joins.try_acquire() {
             Ok(_permit) => serve_join(tls, from, desk, &self.limiter).await,
-            Err(_) => tracing::warn!("turned {from} away: too many machines ask to join"),
+            Err(_) => self.complain(&format!("turned {from} away: too many machines ask to join")),
         }
     }
 
