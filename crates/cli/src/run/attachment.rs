@@ -113,6 +113,8 @@ struct Session {
     written: mpsc::Receiver<Result<Written, (Stream, ErrorKind)>>,
     stdout: u64,
     stderr: u64,
+    /// What is written here, of stdout and of stderr.
+    done: [u64; 2],
     /// Outputs that nobody reads here any more.
     closed: Vec<Stream>,
     /// We were told to stop, and stop when the program has.
@@ -146,6 +148,7 @@ impl Session {
             written,
             stdout: 0,
             stderr: 0,
+            done: [0; 2],
             closed: Vec::new(),
             stop_asked: false,
             heard: false,
@@ -161,6 +164,13 @@ impl Session {
         self.input.rewind();
         if let Some(terminal) = &self.terminal {
             send(&mut opened.sender, to_program::Kind::Resize(terminal.size())).await?;
+        }
+        // What was told before a break may have got lost in it, and the far side keeps no more than
+        // a buffer full for us: without this both would wait for the other.
+        for (stream, offset) in [Stream::Stdout, Stream::Stderr].into_iter().zip(self.done) {
+            if offset > 0 {
+                send(&mut opened.sender, received(stream, offset)).await?;
+            }
         }
         for stream in &self.closed {
             send(&mut opened.sender, to_program::Kind::Close((*stream).into())).await?;
@@ -242,8 +252,8 @@ impl Session {
     ) -> Result<(), Break> {
         match done {
             Ok(Written { stream, end, .. }) => {
-                let position = Position { stream: stream.into(), offset: end, window: 0 };
-                send(sender, to_program::Kind::Received(position)).await
+                self.done[usize::from(stream == Stream::Stderr)] = end;
+                send(sender, received(stream, end)).await
             }
             // Nobody reads our output any more; the program shall learn it as it would here.
             Err((stream, ErrorKind::BrokenPipe)) => {
@@ -316,6 +326,10 @@ async fn broken<F: Future<Output = Result<unum_proto::process::AttachReply, RpcE
         Ok(_) => Break::Retry("the stream ended early".into()),
         Err(error) => error.into(),
     }
+}
+
+fn received(stream: Stream, offset: u64) -> to_program::Kind {
+    to_program::Kind::Received(Position { stream: stream.into(), offset, window: 0 })
 }
 
 async fn send(sender: &mut StreamSender, kind: to_program::Kind) -> Result<(), Break> {
