@@ -356,7 +356,12 @@ fn set_limits(command: &Command) -> Result<(), StartFailure> {
     rustix::process::setpriority_process(None, command.nice.clamp(-20, 19))
         .map_err(at(Step::Priority))?;
     for limit in &command.rlimits {
-        let value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+        let mut value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+        if command.uid != 0 {
+            // The kernel would not let this user raise them either; here root sets them for him.
+            value.rlim_max = value.rlim_max.min(hard_limit(limit.resource)?);
+            value.rlim_cur = value.rlim_cur.min(value.rlim_max);
+        }
         // SAFETY: `value` is a live rlimit64. rustix has no call that takes any resource number,
         // which limits from another machine need.
         if unsafe { libc::setrlimit64(limit.resource as _, &raw const value) } != 0 {
@@ -364,6 +369,15 @@ fn set_limits(command: &Command) -> Result<(), StartFailure> {
         }
     }
     Ok(())
+}
+
+fn hard_limit(resource: u32) -> Result<u64, StartFailure> {
+    let mut own = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `own` is a live rlimit64. rustix has no call that takes any resource number.
+    if unsafe { libc::getrlimit64(resource as _, &raw mut own) } != 0 {
+        return Err(at(Step::Limits)(io::Error::last_os_error()));
+    }
+    Ok(own.rlim_max)
 }
 
 fn set_identity(command: &Command) -> Result<(), StartFailure> {

@@ -253,6 +253,25 @@ fn a_user_signals_only_what_is_his() {
 }
 
 #[test]
+fn a_user_raises_no_limit_above_the_machines() {
+    const NICE: u32 = 13;
+    let Some(world) = TestWorld::start() else { return };
+    let mut client = world.ready();
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("proc");
+    let line = limits.lines().find(|line| line.starts_with("Max nice priority")).expect("a limit");
+    let own: u64 = line.split_whitespace().nth(4).expect("a hard limit").parse().expect("a number");
+    let more = Rlimit { resource: NICE, soft: own + 7, hard: own + 7 };
+    let script = "grep 'Max nice' /proc/self/limits";
+    let ask =
+        Spawn { uid: 1234, gid: 1234, rlimits: vec![more], ..with_pipes(&["sh", "-c", script]) };
+    let pid = spawn(&mut client, ask);
+    let mut session = Session::attach(&mut client, pid);
+    session.until_over(&mut client);
+    let told = String::from_utf8_lossy(&session.out).into_owned();
+    assert_eq!(told.split_whitespace().nth(4), Some(own.to_string().as_str()), "{told}");
+}
+
+#[test]
 fn the_streams_of_a_program_are_its_users() {
     let Some(world) = TestWorld::start() else { return };
     let mut client = world.ready();
