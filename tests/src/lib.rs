@@ -13,6 +13,12 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Machines whose logs are looked at after a failure.
+const MACHINES_MAX: u32 = 9;
+
+/// Lines of each machine's log that a failed test prints.
+const COMPLAINTS_MAX: usize = 40;
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A playground with a name of its own.
@@ -95,8 +101,30 @@ impl Playground {
     }
 }
 
+impl Playground {
+    /// Prints what the machines' daemons complained of: a test that failed leaves nothing else.
+    fn print_complaints(&self) {
+        for number in 1..=MACHINES_MAX {
+            let machine = format!("n{number}");
+            let output = self.dev("logs", &[&machine]);
+            if !output.status.success() {
+                return;
+            }
+            let log = text(&output.stdout);
+            let complaints: Vec<&str> =
+                log.lines().filter(|line| !line.contains(" INFO ")).collect();
+            let from = complaints.len().saturating_sub(COMPLAINTS_MAX);
+            eprintln!("{machine} complained {} times, at last:", complaints.len());
+            complaints[from..].iter().for_each(|line| eprintln!("  {line}"));
+        }
+    }
+}
+
 impl Drop for Playground {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_complaints();
+        }
         let output = self.dev("down", &[]);
         if !output.status.success() && !std::thread::panicking() {
             panic!("unum dev down failed: {}", text(&output.stderr));

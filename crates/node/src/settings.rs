@@ -67,7 +67,7 @@ impl Default for Settings {
             volatile_writes: false,
             worker: true,
             file_patience: Duration::from_secs(10),
-            log: "info,openraft=warn".into(),
+            log: "info,openraft=error".into(),
         }
     }
 }

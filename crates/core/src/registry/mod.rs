@@ -135,8 +135,13 @@ impl State {
             Recalled::Forgotten => return encode(Err(Refused::Forgotten)),
             Recalled::New => {}
         }
-        let reply = encode(self.dispatch(now, issuer, proposal));
-        self.replies.remember(issuer, id, reply.clone());
+        let done = self.dispatch(now, issuer, proposal);
+        // Nothing was done: the id is still free for the same command under the present epoch.
+        let fenced = matches!(done, Err(Refused::Fenced { .. }));
+        let reply = encode(done);
+        if !fenced {
+            self.replies.remember(issuer, id, reply.clone());
+        }
         self.history.absorb(id, &reply);
         reply
     }

@@ -133,7 +133,8 @@ fn epochs_grow_and_the_stale_are_fenced() {
             s.run(down),
             s.propose(5, 2, 1, 2, put("k", "as a ghost")),
             s.run(up(3)),
-            s.propose(5, 3, 1, 4, put("k", "again")),
+            s.propose(5, 2, 1, 4, put("k", "again")),
+            s.propose(5, 2, 1, 2, put("k", "as a ghost")),
             s.run(Kind::LeaveNode(LeaveNode { node: 1, epoch: 4 })),
             s.propose(5, 4, 1, 5, put("k", "gone")),
         ],
@@ -144,6 +145,7 @@ fn epochs_grow_and_the_stale_are_fenced() {
             node 1 epoch 3
             refused: fenced: the command carries an epoch that is over, the present one is epoch 3; read the registry again and come up anew
             node 1 epoch 4
+            version 2
             version 2
             node 1 epoch 5
             refused: the node has left the cluster; let it join again with a new token"#]],

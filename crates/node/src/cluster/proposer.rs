@@ -32,8 +32,8 @@ impl Proposer {
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
         let deadline = Instant::now() + within;
+        let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
         loop {
-            let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
             let left = deadline.saturating_duration_since(Instant::now());
             match self.registry.propose_within(id, kind.clone(), left).await {
                 Err(RegistryError::Fenced { .. })

@@ -75,10 +75,13 @@ fn content_errno(error: &ContentError) -> Errno {
     }
 }
 
-/// Without a majority a call times out: the same word that NFS has for a server that is away.
+/// Without a majority, or while this node is held for dead, a call times out: the same word that
+/// NFS has for a server that is away.
 fn registry_errno(error: &RegistryError) -> Errno {
     match error {
-        RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. } => Errno::TIMEDOUT,
+        RegistryError::NoQuorum { .. }
+        | RegistryError::Deadline { .. }
+        | RegistryError::Fenced { .. } => Errno::TIMEDOUT,
         RegistryError::DiskFull => Errno::NOSPC,
         _ => Errno::IO,
     }

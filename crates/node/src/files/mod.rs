@@ -50,9 +50,8 @@ pub use upkeep::{Cluster, nothing_held, routes as upkeep_routes, run as start_up
 /// Commands that one kernel call may need, at most: each has its own request id.
 const STEPS_MAX: u64 = 8;
 
-/// How often a command is proposed anew because this node's epoch had changed meanwhile.
-const FENCED_RETRIES_MAX: usize = 5;
-const FENCED_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before a command is proposed anew because this node's epoch had changed meanwhile.
+const FENCED_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the file service is made of.
 pub struct Parts {
@@ -126,31 +125,29 @@ impl Files {
         command: tree_command::Command,
         deadline: Instant,
     ) -> Result<tree_reply::Outcome, FileError> {
-        let next = || RequestId {
-            lane: self.parts.own_lane,
-            seq: self.next.fetch_add(1, Ordering::Relaxed),
-        };
-        self.propose(next, command, deadline).await
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        self.propose(RequestId { lane: self.parts.own_lane, seq }, command, deadline).await
     }
 
-    /// A refusal because of a stale epoch changed nothing, so the command may go out again under
-    /// another id.
+    /// A refusal because of a stale epoch changed nothing and is not remembered: the command goes
+    /// out again until this node has come up anew.
     async fn propose(
         &self,
-        mut next: impl FnMut() -> RequestId,
+        id: RequestId,
         command: tree_command::Command,
         deadline: Instant,
     ) -> Result<tree_reply::Outcome, FileError> {
         let command = Command::from(command::Kind::Tree(TreeCommand::from(command)));
-        for _ in 0..FENCED_RETRIES_MAX {
+        loop {
             let within = left(deadline);
-            match self.parts.registry.propose_within(next(), command.clone(), within).await {
-                Err(RegistryError::Fenced { .. }) => tokio::time::sleep(FENCED_PAUSE).await,
+            match self.parts.registry.propose_within(id, command.clone(), within).await {
+                Err(RegistryError::Fenced { .. }) if Instant::now() + FENCED_PAUSE < deadline => {
+                    tokio::time::sleep(FENCED_PAUSE).await;
+                }
                 Err(error) => return Err(error.into()),
                 Ok(reply) => return tree_outcome(reply),
             }
         }
-        Err(FileError::Registry(RegistryError::Deadline { waited: self.parts.patience }))
     }
 }
 
@@ -189,11 +186,10 @@ impl Call<'_> {
         &self,
         command: tree_command::Command,
     ) -> Result<tree_reply::Outcome, FileError> {
-        let next = || {
-            let step = self.step.fetch_add(1, Ordering::Relaxed).min(STEPS_MAX - 1);
-            let lane = self.files.parts.mount_lane;
-            RequestId { lane, seq: self.unique * STEPS_MAX + step }
-        };
-        self.files.propose(next, command, self.deadline).await
+        let step = self.step.fetch_add(1, Ordering::Relaxed);
+        debug_assert!(step < STEPS_MAX, "a kernel call needed more commands than it has ids");
+        let seq = self.unique * STEPS_MAX + step.min(STEPS_MAX - 1);
+        let id = RequestId { lane: self.files.parts.mount_lane, seq };
+        self.files.propose(id, command, self.deadline).await
     }
 }

@@ -216,14 +216,14 @@ impl Replicas {
         deadline: Instant,
     ) -> Result<Bytes, ContentError> {
         let mut why = String::from("no node holds it");
-        let mut unreached = false;
+        let mut undecided = false;
         for node in self.nearest_first(replicas) {
             let until = deadline.min(Instant::now() + READ_TRY);
             match self.read_from(node, chunk, offset, length, until).await {
                 Ok(data) if data.len() == length as usize => return Ok(data),
                 Ok(data) => why = format!("{node} sent {} of {length} bytes", data.len()),
                 Err(status) => {
-                    unreached |= status.code == Code::Unavailable;
+                    undecided |= !is_verdict(status.code);
                     why = format!("{node}: {status}");
                 }
             }
@@ -233,7 +233,7 @@ impl Replicas {
             }
         }
         let replicas = replicas.to_vec();
-        match unreached {
+        match undecided {
             true => Err(ContentError::Unreached { chunk, replicas, why }),
             false => Err(ContentError::Unreadable { chunk, replicas, why }),
         }
@@ -312,6 +312,12 @@ fn store_status(error: &ChunkError) -> Status {
     Status::new(code, error.to_string())
 }
 
+/// Whether a node's refusal says something of its replica: that it is missing or damaged. All else
+/// (too busy, just starting, no answer in time) may pass, so it is no reason to give a chunk up.
+fn is_verdict(code: Code) -> bool {
+    matches!(code, Code::NotFound | Code::Invalid | Code::Internal)
+}
+
 fn rpc_status(error: RpcError) -> Status {
     match error {
         RpcError::Status(status) => status,
@@ -347,6 +353,24 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_cannot_answer_now_is_no_reason_to_give_a_chunk_up() {
+        for code in [Code::NotFound, Code::Invalid, Code::Internal] {
+            assert!(is_verdict(code), "{code:?}");
+        }
+        let passing = [
+            Code::Unavailable,
+            Code::Overloaded,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::UnknownMethod,
+            Code::Forgotten,
+        ];
+        for code in passing {
+            assert!(!is_verdict(code), "{code:?}");
+        }
+    }
 
     #[test]
     fn the_loss_of_any_minority_leaves_a_replica() {
