@@ -25,6 +25,12 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(20);
 const VOTERS_PATIENCE: Duration = Duration::from_secs(20);
 const VOTERS_POLL_PERIOD: Duration = Duration::from_millis(50);
 
+/// A booted node is ready within this time, or that is told.
+const BOOT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a booted node may look for a majority before it counts as alone.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(3);
+const BOOT_POLL_PERIOD: Duration = Duration::from_millis(50);
+
 pub fn up(place: &Place, args: &UpArgs, out: &Output) -> Result<()> {
     check::prerequisites(args.bare)?;
     let started = Instant::now();
@@ -326,7 +332,16 @@ pub fn cut(place: &Place, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Returns when the nodes of the machines are ready, or says why one is not.
 pub fn boot(place: &Place, names: &[String], out: &Output) -> Result<()> {
+    let machines = switch_on(place, names, out)?;
+    out.progress("waiting until the nodes are ready");
+    machines.iter().for_each(|machine| wait_until_ready(place, machine, out));
+    Ok(())
+}
+
+/// Gives back the machines that have a daemon.
+fn switch_on(place: &Place, names: &[String], out: &Output) -> Result<Vec<Machine>> {
     let locked = lock_existing(place)?;
     let mut state = locked.load()?;
     let _mount_points = MountPoints::make()?;
@@ -340,7 +355,43 @@ pub fn boot(place: &Place, names: &[String], out: &Output) -> Result<()> {
         network::disconnect(switch_of(&state)?, number);
         power_on(&locked, &mut state, number)?;
     }
-    Ok(())
+    let named = |machine: &&Machine| !state.bare && names.contains(&machine.name);
+    Ok(state.machines.iter().filter(named).cloned().collect())
+}
+
+/// A node without a majority serves, but changes nothing: that is as ready as it becomes when too
+/// many others are off.
+fn wait_until_ready(place: &Place, machine: &Machine, out: &Output) {
+    let started = Instant::now();
+    let mut alone_since = None;
+    while started.elapsed() < BOOT_PATIENCE {
+        match daemon_state(place, machine).as_deref() {
+            Some("ready" | "solitary") => return,
+            Some("no-quorum") => {
+                let since = *alone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > QUORUM_PATIENCE {
+                    out.note(&format!("{} is up, but reaches no majority yet", machine.name));
+                    return;
+                }
+            }
+            _ => alone_since = None,
+        }
+        std::thread::sleep(BOOT_POLL_PERIOD);
+    }
+    out.note(&format!(
+        "{} has power, but its daemon is not ready after {} s; see: unum dev{} logs {}",
+        machine.name,
+        BOOT_PATIENCE.as_secs(),
+        name_option(&place.name),
+        machine.name
+    ));
+}
+
+/// None while it does not answer.
+fn daemon_state(place: &Place, machine: &Machine) -> Option<String> {
+    let status = unum_on(place, machine, &["status", "--json"]).ok()?;
+    let status: serde_json::Value = serde_json::from_str(&status).ok()?;
+    status["state"].as_str().map(str::to_owned)
 }
 
 pub fn partition(place: &Place, these: &[String], others: &[String]) -> Result<()> {
