@@ -105,11 +105,7 @@ impl CertificateAuthority {
         name: &str,
         valid_for: Duration,
     ) -> Result<cluster::Certificate, IdentityError> {
-        let csr =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
-                .map_err(|e| {
-                    IdentityError::Malformed(format!("certificate signing request: {e}"))
-                })?;
+        let csr = read_signing_request(csr)?;
         self.sign(&csr.public_key, node, name, valid_for)
     }
 
@@ -158,6 +154,16 @@ impl fmt::Debug for CertificateAuthority {
     }
 }
 
+/// Whether a signing request is one that `issue` can read.
+pub fn check_signing_request(csr: &[u8]) -> Result<(), IdentityError> {
+    read_signing_request(csr).map(drop)
+}
+
+fn read_signing_request(csr: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+        .map_err(|error| IdentityError::Malformed(format!("certificate signing request: {error}")))
+}
+
 fn distinguished_name(common: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common);
@@ -180,4 +186,21 @@ fn validity(valid_for: Duration) -> Result<(OffsetDateTime, OffsetDateTime), Ide
     let end = now.checked_add(valid_for).filter(|_| valid_for <= CA_VALIDITY);
     let end = end.ok_or_else(|| IdentityError::Malformed(format!("validity of {valid_for:?}")))?;
     Ok((OffsetDateTime::from(now - CLOCK_SKEW), OffsetDateTime::from(end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::NodeKey;
+
+    #[test]
+    fn only_a_whole_signing_request_passes() {
+        let request = NodeKey::generate().unwrap().signing_request().unwrap();
+        assert!(check_signing_request(&request).is_ok());
+        let mut forged = request.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        for bad in [&b""[..], b"nonsense", &request[..request.len() - 1], &forged] {
+            assert!(check_signing_request(bad).is_err(), "{bad:02x?}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ mod node;
 mod store;
 mod verify;
 
-pub use authority::CertificateAuthority;
+pub use authority::{CertificateAuthority, check_signing_request};
 pub use node::{ClusterId, Identity, IdentityError, NodeKey};
 pub(crate) use store::{ALPN_JOIN, ALPN_RPC, crypto};
 pub use store::{IdentityStore, keep_renewed};

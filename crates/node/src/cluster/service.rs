@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use unum_core::registry::{Node, Refused};
+use unum_net::identity::check_signing_request;
 use unum_net::join::{JoinDesk, JoinFuture, TokenSecret};
 use unum_net::{
     CallOptions, Client, Code, Directory, Hint, IdentityStore, Incoming, Name, Router, RpcError,
@@ -92,6 +93,9 @@ impl ClusterService {
             let message = "the leader has lost the authority's key; see its log";
             return Err(refusal(JoinRefusalKind::Unavailable, message));
         }
+        // Before the token is used up: a newcomer that sent nonsense can try again.
+        check_signing_request(&join.csr)
+            .map_err(|error| refusal(JoinRefusalKind::BadRequest, &error.to_string()))?;
         let facts = join.facts.clone().unwrap_or_default();
         let addresses = facts::seen_addresses(&facts.addresses, from);
         let command = RegisterNode {
