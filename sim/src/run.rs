@@ -59,10 +59,9 @@ pub struct Plan {
     pub seed: u64,
     pub nodes: u64,
     pub flaw: Flaw,
-    /// Nodes gossip, and the leader calls the dead dead.
+    /// Nodes gossip, and the leader calls the dead dead. In the end gossip is judged: no false
+    /// alarm in a calm network, a death known in time.
     pub gossip: bool,
-    /// In the end gossip is judged: no false alarm in a calm network, a death known in time.
-    pub judge_gossip: bool,
     /// In the end a node is expelled and another one joins.
     pub turnover: bool,
     /// The last node is a witness.
@@ -79,7 +78,6 @@ impl Plan {
             nodes: rng.random_range(3..=5),
             flaw: Flaw::None,
             gossip: rng.random_bool(0.3),
-            judge_gossip: false,
             turnover: rng.random_bool(0.3),
             witness: rng.random_bool(0.3),
             messages: false,
@@ -177,7 +175,7 @@ async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
         turn_over(world).await?;
         agree(world).await?;
     }
-    if world.plan.gossip && world.plan.judge_gossip {
+    if world.plan.gossip {
         gossip::judge(world).await?;
         agree(world).await?;
     }

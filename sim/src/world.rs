@@ -52,6 +52,8 @@ struct Inner {
     groups: Groups,
     machines: BTreeMap<NodeId, Machine>,
     monitor: Monitor,
+    /// Whom a leader called dead by gossip, and when.
+    called_dead: Vec<(Duration, NodeId)>,
     trace: Vec<String>,
 }
 
@@ -75,6 +77,7 @@ impl World {
             groups: Groups::default(),
             machines,
             monitor: Monitor::default(),
+            called_dead: Vec::new(),
             trace: Vec::new(),
         };
         Arc::new(Self { plan, started: SimInstant::now(), inner: Mutex::new(inner) })
@@ -164,6 +167,17 @@ impl World {
     /// The gossip of a node that runs.
     pub fn gossip<T>(&self, node: NodeId, act: impl FnOnce(&mut Gossip) -> T) -> Option<T> {
         self.inner().machines.get_mut(&node)?.gossip.as_mut().map(act)
+    }
+
+    /// A leader finds by gossip that a node is dead.
+    pub fn calls_dead(&self, leader: NodeId, dead: NodeId) {
+        self.note(format!("{leader} calls {dead} dead"));
+        self.inner().called_dead.push((self.elapsed(), dead));
+    }
+
+    pub fn called_dead_since(&self, since: Duration) -> impl Iterator<Item = NodeId> {
+        let called = self.inner().called_dead.clone();
+        called.into_iter().filter(move |(at, _)| *at >= since).map(|(_, node)| node)
     }
 
     /// A new machine with an empty disk.
