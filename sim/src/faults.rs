@@ -114,9 +114,7 @@ async fn strike(world: &Arc<World>, what: Trouble) {
             let after = world.draw(|rng| rng.random_range(0..4));
             let path_contains = String::new();
             let errno = rustix::io::Errno::IO;
-            if let Some(disk) = world.disk(node) {
-                disk.fail(Fault { op: Op::Sync, path_contains, after, errno });
-            }
+            world.fail_disk(node, Fault { op: Op::Sync, path_contains, after, errno });
             world.note(format!("{node} will die in a sync"));
             let pause = world.draw(|rng| rng.random_range(5..120));
             SimRuntime::sleep(Duration::from_millis(pause)).await;
@@ -221,13 +219,12 @@ fn is_sound(world: &World) -> bool {
 /// One operation of the disk fails, and consensus on the node with it: its daemon sees that and
 /// starts anew, on a machine that kept its power.
 fn disk_error(world: &Arc<World>, node: NodeId) {
-    let Some(disk) = world.disk(node) else { return };
     let (op, after) = world.draw(|rng| {
         let op = if rng.random() { Op::Write } else { Op::Sync };
         (op, rng.random_range(0..4))
     });
     let (path_contains, errno) = ("log".to_owned(), rustix::io::Errno::IO);
-    disk.fail(Fault { op, path_contains, after, errno });
+    world.fail_disk(node, Fault { op, path_contains, after, errno });
     world.note(format!("on {node}, {op} fails after {after} more"));
     let world = world.clone();
     drop(SimRuntime::spawn(async move {

@@ -16,7 +16,7 @@ use unum_node::registry::mutation::Mutation;
 use unum_node::registry::offload::Offload;
 use unum_node::registry::transport::Call;
 use unum_node::registry::{Options, RegistryOn, Timing};
-use unum_node::store::disk::{Disk, Open, SimDisk};
+use unum_node::store::disk::{Disk, Fault, Open, SimDisk};
 use unum_node::store::journal::JournalOptions;
 use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
@@ -64,6 +64,8 @@ struct Machine {
     registry: Option<Registry>,
     gossip: Option<Gossip>,
     coming_up: bool,
+    /// An operation of the disk was ordered to fail since the power came.
+    disk_fails: bool,
 }
 
 impl World {
@@ -230,8 +232,7 @@ impl World {
                 };
                 match ghost {
                     Some(ghost) => ghost.shutdown().await,
-                    None if self.plan.gossip => gossip::start(self, node, life),
-                    None => {}
+                    None => self.accompany(node, life),
                 }
             }
             // It stays down until somebody starts it again, as a daemon on a full disk would.
@@ -240,6 +241,38 @@ impl World {
                 self.violated(format!("{node} cannot start: {error}"));
             }
             Err(_) => {}
+        }
+    }
+
+    /// What goes on as long as this life of the node.
+    fn accompany(self: &Arc<Self>, node: NodeId, life: u64) {
+        if self.plan.gossip {
+            gossip::start(self, node, life);
+        }
+        let Some(registry) = self.registry(node) else { return };
+        let world = self.clone();
+        drop(SimRuntime::spawn(async move {
+            let why = registry.ended().await;
+            world.consensus_ended(node, life, &why);
+        }));
+    }
+
+    /// Only a disk that fails may end consensus on a node that lives.
+    fn consensus_ended(&self, node: NodeId, life: u64, why: &str) {
+        let lives = |machine: &&Machine| machine.life == life;
+        let fails = self.inner().machines.get(&node).filter(lives).map(|m| m.disk_fails);
+        match fails {
+            Some(true) => self.note(format!("consensus on {node} has ended: {why}")),
+            Some(false) => self.violated(format!("consensus on {node} ended by itself: {why}")),
+            None => {}
+        }
+    }
+
+    /// Has one operation of a disk fail.
+    pub fn fail_disk(&self, node: NodeId, fault: Fault) {
+        if let Some(machine) = self.inner().machines.get_mut(&node) {
+            machine.disk_fails = true;
+            machine.disk.fail(fault);
         }
     }
 
@@ -310,6 +343,7 @@ impl World {
                 inner.monitor.report(format!("the disk of {node} did not come back: {error}"));
             }
             machine.gossip = None;
+            machine.disk_fails = false;
             machine.registry.take()
         };
         self.note(format!("{node} loses power"));
@@ -429,7 +463,14 @@ impl World {
 impl Machine {
     fn new(seed: u64) -> Self {
         let disk = SimDisk::new(seed, DISK_BYTES).expect("a disk in memory opens");
-        Self { disk: Arc::new(disk), life: 0, registry: None, gossip: None, coming_up: false }
+        Self {
+            disk: Arc::new(disk),
+            life: 0,
+            registry: None,
+            gossip: None,
+            coming_up: false,
+            disk_fails: false,
+        }
     }
 }
 
