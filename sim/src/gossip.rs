@@ -18,6 +18,7 @@ use unum_proto::ids::{Lane, NodeId, RequestId};
 use unum_proto::registry as wire;
 use unum_proto::registry::command::Kind;
 
+use crate::coverage::Met;
 use crate::world::{Registry, World};
 
 /// The daemon's own.
@@ -134,6 +135,7 @@ pub async fn judge(world: &Arc<World>) -> Result<(), String> {
     world.boot(dead).await;
     world.come_up(dead);
     until(world, SETTLE_MAX, &format!("{dead} is back"), || unwell(world)).await?;
+    world.met(Met::GossipJudged);
     no_false_alarm(world, calm, Some(dead))
 }
 
