@@ -317,7 +317,8 @@ async fn amnesia(world: &Arc<World>) {
     world.note(format!("those who remember are cut off from {forgetful} and {absent:?}"));
     world.boot(forgetful).await;
     world.come_up(forgetful);
-    SimRuntime::sleep(Duration::from_millis(1800)).await;
+    let pause = world.draw(|rng| rng.random_range(1500..4500));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
     world.set_groups(Groups::default());
     world.note("the network is whole");
 }

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::WatchReceiver;
 use unum_proto::ids::NodeId;
@@ -183,7 +183,8 @@ fn account_from_wire(reply: wire::RollReply) -> Result<Account, Malformed> {
 /// Works until this node may vote like any other.
 pub async fn end<RT: AsyncRuntime>(core: Arc<Core<RT>>, disk: Arc<dyn Disk>) {
     let mut told = None;
-    while !(has_caught_up(&core).await || reaches_bar(&core, &mut told).await) {
+    // Both at once: a leader that died answers late.
+    while let (false, false) = join(has_caught_up(&core), reaches_bar(&core, &mut told)).await {
         if core.raft.metrics().borrow_watched().running_state.is_err() {
             return;
         }
