@@ -270,7 +270,7 @@ impl Setup {
     }
 }
 
-/// After everything is mended: a write goes through, and all nodes come to the same state.
+/// After everything is mended: all nodes come to the same state, and each may vote again.
 pub async fn agree(world: &Arc<World>) -> Result<[u8; 32], String> {
     let deadline = world.elapsed() + RECOVERY_MAX;
     loop {
@@ -316,6 +316,9 @@ async fn try_to_agree(world: &Arc<World>) -> Result<Option<[u8; 32]>, String> {
             registry.read(|state| (snapshot::digest(state), state.tree().check()));
         if let Some(fault) = faults.first() {
             return Err(format!("the file tree on {node} is inconsistent: {fault}"));
+        }
+        if registry.standing().suspect {
+            return Ok(None);
         }
         match seen {
             Some((index, _)) if index != applied => return Ok(None),
