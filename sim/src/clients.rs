@@ -17,6 +17,7 @@ use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
 use unum_proto::tree::ChunkKey;
 
+use crate::coverage::Met;
 use crate::linear::Event;
 use crate::monitor::Monitor;
 use crate::tree::{self, Sight};
@@ -170,6 +171,7 @@ impl Client {
                 Err(RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. }) => {}
                 Err(RegistryError::Stopped | RegistryError::DiskFull) => {}
                 Err(error @ RegistryError::Fenced { .. }) => {
+                    self.world.met(Met::Fenced);
                     self.world.come_up(node);
                     self.world.monitor(|monitor| monitor.acknowledged(id));
                     return Some(Err(error));

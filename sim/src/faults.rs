@@ -12,11 +12,12 @@ use unum_proto::ids::{Lane, NodeId, RequestId};
 use unum_proto::registry as wire;
 use unum_proto::registry::command::Kind;
 
+use crate::coverage::Met;
 use crate::net::{Groups, Weather};
-use crate::world::{DISK_BYTES, World};
+use crate::world::{DISK_BYTES, Registry, World};
 
-#[derive(Clone, Copy, Debug)]
-enum Trouble {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Trouble {
     /// One node or some are cut off from the others.
     Partition,
     IsolateLeader,
@@ -30,14 +31,17 @@ enum Trouble {
     /// The same to one of just enough nodes that have it, and the others would elect it.
     Amnesia,
     CrashLeader,
+    /// All nodes lose their power while their disks are idle.
     Blackout,
+    /// All nodes lose their power while they write, which tears the ends of their logs.
+    PowerCut,
     DiskFull,
     Storm,
     DeclareDown,
     HandOver,
 }
 
-const ALL: [Trouble; 14] = [
+const ALL: [Trouble; 15] = [
     Trouble::Partition,
     Trouble::IsolateLeader,
     Trouble::Heal,
@@ -48,6 +52,7 @@ const ALL: [Trouble; 14] = [
     Trouble::Amnesia,
     Trouble::CrashLeader,
     Trouble::Blackout,
+    Trouble::PowerCut,
     Trouble::DiskFull,
     Trouble::Storm,
     Trouble::DeclareDown,
@@ -59,7 +64,8 @@ pub async fn trouble(world: Arc<World>, until: Duration) {
     while world.elapsed() < until && world.violation().is_none() {
         let pause = world.draw(|rng| rng.random_range(200..1500));
         SimRuntime::sleep(Duration::from_millis(pause)).await;
-        let what = world.draw(|rng| *ALL.choose(rng).expect("there are some"));
+        let drawn = world.draw(|rng| *ALL.choose(rng).expect("there are some"));
+        let what = world.plan.only.unwrap_or(drawn);
         strike(&world, what).await;
     }
 }
@@ -86,6 +92,7 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         Trouble::Partition => partition(world),
         Trouble::IsolateLeader => {
             let alone = leader(world).unwrap_or(node);
+            world.met(Met::LeaderCutOff);
             world.set_groups(Groups([(alone, 1)].into()));
             world.note(format!("{alone} is cut off"));
         }
@@ -97,9 +104,9 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         Trouble::CrashLeader => crash_and_boot(world, leader(world).unwrap_or(node)),
         // A fault ordered for a dead machine would strike its next boot instead.
         Trouble::CrashInSync | Trouble::DiskError if world.registry(node).is_none() => {}
-        // A majority that may have forgotten elects nobody: one at a time.
-        Trouble::CrashInSync | Trouble::DiskError | Trouble::Rot | Trouble::Amnesia
-            if !is_sound(world) => {}
+        // What a majority has lost is lost.
+        Trouble::Rot if !world.may_lose(node) => {}
+        Trouble::Amnesia if !is_sound(world) => {}
         Trouble::DiskError => disk_error(world, node),
         Trouble::Rot => {
             world.crash(node);
@@ -114,15 +121,16 @@ async fn strike(world: &Arc<World>, what: Trouble) {
             let after = world.draw(|rng| rng.random_range(0..4));
             let path_contains = String::new();
             let errno = rustix::io::Errno::IO;
-            if let Some(disk) = world.disk(node) {
-                disk.fail(Fault { op: Op::Sync, path_contains, after, errno });
-            }
+            world.fail_disk(node, Fault { op: Op::Sync, path_contains, after, errno });
             world.note(format!("{node} will die in a sync"));
+            world.met(Met::CrashInSync);
             let pause = world.draw(|rng| rng.random_range(5..120));
             SimRuntime::sleep(Duration::from_millis(pause)).await;
             crash_and_boot(world, node);
         }
+        Trouble::PowerCut => power_cut(world).await,
         Trouble::Blackout => {
+            world.met(Met::Blackout);
             for node in world.nodes() {
                 crash_and_boot(world, node);
             }
@@ -131,12 +139,16 @@ async fn strike(world: &Arc<World>, what: Trouble) {
         Trouble::Storm => {
             let weather = world.draw(Weather::draw);
             world.set_weather(weather);
+            world.met(Met::Storm);
             world.note(format!("weather: {weather:?}"));
         }
         Trouble::DeclareDown => declare_down(world, node),
         Trouble::HandOver => {
             if let Some(registry) = leader(world).and_then(|leader| world.registry(leader)) {
                 let to = registry.hand_over().await;
+                if to.is_some() {
+                    world.met(Met::HandedOver);
+                }
                 world.note(format!("{} hands over to {to:?}", registry.own()));
             }
         }
@@ -158,6 +170,7 @@ fn partition(world: &World) {
     let groups = world
         .draw(|rng| nodes.iter().map(|node| (*node, u8::from(rng.random_bool(0.5)))).collect());
     world.note(format!("partition: {groups:?}"));
+    world.met(Met::Partition);
     world.set_groups(Groups(groups));
 }
 
@@ -167,6 +180,37 @@ fn crash_and_boot(world: &Arc<World>, node: NodeId) {
     }
     world.crash(node);
     boot_after(world, node, 20..2500);
+}
+
+/// The next syncs of all logs are torn, and then all is dark.
+async fn power_cut(world: &Arc<World>) {
+    world.met(Met::PowerCut);
+    world.note("the power of all is about to be cut");
+    for (node, _) in world.running() {
+        let after = world.draw(|rng| rng.random_range(0..2));
+        let (path_contains, errno) = ("log".to_owned(), rustix::io::Errno::IO);
+        world.fail_disk(node, Fault { op: Op::Sync, path_contains, after, errno });
+    }
+    for (_, registry) in world.running() {
+        burden(world, registry);
+    }
+    let pause = world.draw(|rng| rng.random_range(1..100));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
+    for node in world.nodes() {
+        crash_and_boot(world, node);
+    }
+}
+
+/// Proposes something long, so that what is written next fills several sectors.
+fn burden(world: &World, registry: Registry) {
+    let (lane, bytes) = world.draw(|rng| (rng.random(), rng.random_range(600..9000)));
+    let put = wire::PutValue { key: "ballast".into(), value: vec![7; bytes].into() };
+    drop(SimRuntime::spawn(async move {
+        let id = RequestId { lane: Lane(lane), seq: 1 };
+        let within = Duration::from_millis(500);
+        // Whether it succeeds does not matter.
+        let _ = registry.propose_within(id, Kind::PutValue(put), within).await;
+    }));
 }
 
 /// Within so many milliseconds.
@@ -185,6 +229,7 @@ fn boot_after(world: &Arc<World>, node: NodeId, within: std::ops::Range<u64>) {
 fn fill_disk(world: &Arc<World>, node: NodeId) {
     let Some(disk) = world.disk(node) else { return };
     world.note(format!("the disk of {node} is full"));
+    world.met(Met::DiskFull);
     disk.set_total_bytes(0);
     let world = world.clone();
     drop(SimRuntime::spawn(async move {
@@ -206,6 +251,9 @@ fn declare_down(world: &Arc<World>, node: NodeId) {
         let id = RequestId { lane: Lane(world.draw(|rng| rng.random())), seq: 1 };
         let within = Duration::from_secs(1);
         let outcome = registry.propose_within(id, Kind::NodeDown(down), within).await;
+        if outcome.is_ok() {
+            world.met(Met::DeclaredDown);
+        }
         world.note(format!("{by} declares {node} down: {outcome:?}"));
     }));
 }
@@ -221,13 +269,13 @@ fn is_sound(world: &World) -> bool {
 /// One operation of the disk fails, and consensus on the node with it: its daemon sees that and
 /// starts anew, on a machine that kept its power.
 fn disk_error(world: &Arc<World>, node: NodeId) {
-    let Some(disk) = world.disk(node) else { return };
     let (op, after) = world.draw(|rng| {
         let op = if rng.random() { Op::Write } else { Op::Sync };
         (op, rng.random_range(0..4))
     });
     let (path_contains, errno) = ("log".to_owned(), rustix::io::Errno::IO);
-    disk.fail(Fault { op, path_contains, after, errno });
+    world.fail_disk(node, Fault { op, path_contains, after, errno });
+    world.met(Met::DiskError);
     world.note(format!("on {node}, {op} fails after {after} more"));
     let world = world.clone();
     drop(SimRuntime::spawn(async move {
@@ -253,6 +301,7 @@ async fn amnesia(world: &Arc<World>) {
         others.iter().filter(|node| **node != forgetful).take(others.len() / 2).copied().collect();
     world.set_weather(Weather::CALM);
     world.set_groups(Groups(absent.iter().map(|node| (*node, 1)).collect()));
+    world.met(Met::Amnesia);
     world.note(format!("only just enough nodes follow {first}"));
     let pause = world.draw(|rng| rng.random_range(20..400));
     SimRuntime::sleep(Duration::from_millis(pause)).await;
@@ -268,7 +317,8 @@ async fn amnesia(world: &Arc<World>) {
     world.note(format!("those who remember are cut off from {forgetful} and {absent:?}"));
     world.boot(forgetful).await;
     world.come_up(forgetful);
-    SimRuntime::sleep(Duration::from_millis(1800)).await;
+    let pause = world.draw(|rng| rng.random_range(1500..4500));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
     world.set_groups(Groups::default());
     world.note("the network is whole");
 }

@@ -4,7 +4,6 @@
 //! own; the loops around them are the daemon's in short. What must hold while the network is whole
 //! and calm: nobody that runs is held for down, and who dies is known within a bound to everybody.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +14,12 @@ use rand::seq::IndexedRandom;
 use unum_node::cluster::observe::Newcomers;
 use unum_node::membership::gossip::{Gossip, Outgoing};
 use unum_node::membership::{Identity, MemberState, RUN_STRIDE, Timings};
-use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
+use unum_proto::ids::{Lane, NodeId, RequestId};
 use unum_proto::registry as wire;
 use unum_proto::registry::command::Kind;
 
-use crate::world::World;
+use crate::coverage::Met;
+use crate::world::{Registry, World};
 
 /// The daemon's own.
 const TIMINGS: Timings = Timings {
@@ -97,7 +97,7 @@ async fn look_around(world: Arc<World>, node: NodeId, life: u64) {
             newcomers = Newcomers::default();
         } else if let Some(view) = world.gossip(node, |gossip| gossip.view(now)) {
             for (dead, epoch) in newcomers.newly_dead(&nodes, &view, node, now) {
-                world.note(format!("{node} calls {dead} dead"));
+                world.calls_dead(node, dead);
                 let why = "gossip".to_owned();
                 let down = Kind::NodeDown(wire::NodeDown { node: dead.0, epoch: epoch.0, why });
                 let id = RequestId { lane: Lane(world.draw(|rng| rng.random())), seq: 1 };
@@ -111,50 +111,50 @@ async fn look_around(world: Arc<World>, node: NodeId, life: u64) {
 
 /// What must hold once all is mended.
 pub async fn judge(world: &Arc<World>) -> Result<(), String> {
-    until(world, SETTLE_MAX, "everybody hears and is up", || all_well(world, None)).await?;
-    let epochs = epochs(world);
-    let end = world.elapsed() + CALM;
-    while world.elapsed() < end {
+    until(world, SETTLE_MAX, "everybody hears and is up", || unwell(world)).await?;
+    let calm = world.elapsed();
+    while world.elapsed() < calm + CALM {
         SimRuntime::sleep(Duration::from_millis(50)).await;
-        no_false_alarm(world, None)?;
+        no_false_alarm(world, calm, None)?;
     }
     let nodes = world.nodes();
     let Some(dead) = world.draw(|rng| nodes.choose(rng).copied()) else { return Ok(()) };
     world.crash(dead);
-    let known = || others(world, dead).all(|node| state(world, node, dead) == MemberState::Down);
-    until(world, DEATH_KNOWN_MAX, &format!("all know of the death of {dead}"), known).await?;
-    let agreed = || is_up(world, dead, dead) == Some(false);
-    until(world, DEATH_AGREED_MAX, &format!("the registry knows of it: {dead}"), agreed).await?;
-    no_false_alarm(world, Some(dead))?;
+    let unaware = || {
+        let mut others = nodes.iter().filter(|node| **node != dead);
+        let unaware = others.find(|node| state(world, **node, dead) != MemberState::Down)?;
+        Some(format!("{unaware} holds it for {:?}", state(world, *unaware, dead)))
+    };
+    until(world, DEATH_KNOWN_MAX, &format!("all know of the death of {dead}"), unaware).await?;
+    let still_up = || {
+        let (by, registry) = world.running().into_iter().find(|(id, _)| *id != dead)?;
+        is_up(&registry, dead).then(|| format!("{by} reads that it is up"))
+    };
+    until(world, DEATH_AGREED_MAX, &format!("the registry knows of it: {dead}"), still_up).await?;
+    no_false_alarm(world, calm, Some(dead))?;
     world.boot(dead).await;
     world.come_up(dead);
-    until(world, SETTLE_MAX, &format!("{dead} is back"), || all_well(world, None)).await?;
-    let now = self::epochs(world);
-    match epochs.iter().find(|(id, epoch)| **id != dead && now.get(id) != Some(epoch)) {
-        Some((id, _)) => Err(format!("{id} was called dead in a calm network, alive")),
-        None => Ok(()),
-    }
+    until(world, SETTLE_MAX, &format!("{dead} is back"), || unwell(world)).await?;
+    world.met(Met::GossipJudged);
+    no_false_alarm(world, calm, Some(dead))
 }
 
+/// Waits until nothing is amiss any more.
 async fn until(
     world: &World,
     within: Duration,
     what: &str,
-    holds: impl Fn() -> bool,
+    amiss: impl Fn() -> Option<String>,
 ) -> Result<(), String> {
     let deadline = world.elapsed() + within;
-    while !holds() {
+    while let Some(amiss) = amiss() {
         if world.elapsed() > deadline {
-            return Err(format!("not within {within:?}: {what}"));
+            return Err(format!("not within {within:?}: {what}: {amiss}"));
         }
         SimRuntime::sleep(Duration::from_millis(20)).await;
     }
     world.note(what);
     Ok(())
-}
-
-fn others(world: &World, but: NodeId) -> impl Iterator<Item = NodeId> {
-    world.nodes().into_iter().filter(move |node| *node != but)
 }
 
 fn state(world: &World, seen_by: NodeId, of: NodeId) -> MemberState {
@@ -163,35 +163,38 @@ fn state(world: &World, seen_by: NodeId, of: NodeId) -> MemberState {
     view.get(&of).map_or(MemberState::Unknown, |member| member.state)
 }
 
-/// By the copy of any running node but one.
-fn is_up(world: &World, node: NodeId, not_by: NodeId) -> Option<bool> {
-    let (_, registry) = world.running().into_iter().find(|(id, _)| *id != not_by)?;
-    registry.read(|state| state.nodes().get(node).map(|known| known.is_up()))
+fn is_up(registry: &Registry, node: NodeId) -> bool {
+    registry.read(|state| state.nodes().get(node).is_some_and(|known| known.is_up()))
 }
 
-fn all_well(world: &World, but: Option<NodeId>) -> bool {
-    let nodes: Vec<NodeId> = world.nodes().into_iter().filter(|id| Some(*id) != but).collect();
-    nodes.iter().all(|a| {
-        let up = world.registry(*a).is_some_and(|registry| {
-            nodes.iter().all(|b| {
-                registry.read(|state| state.nodes().get(*b).is_some_and(|node| node.is_up()))
-            })
-        });
-        up && nodes.iter().all(|b| state(world, *a, *b) == MemberState::Alive)
+/// All nodes, as each of them sees each.
+fn pairs(world: &World) -> impl Iterator<Item = (NodeId, NodeId)> {
+    let nodes = world.nodes();
+    nodes.clone().into_iter().flat_map(move |a| nodes.clone().into_iter().map(move |b| (a, b)))
+}
+
+fn unwell(world: &World) -> Option<String> {
+    pairs(world).find_map(|(a, b)| {
+        let Some(registry) = world.registry(a) else { return Some(format!("{a} does not run")) };
+        match state(world, a, b) {
+            MemberState::Alive if is_up(&registry, b) => None,
+            MemberState::Alive => Some(format!("{a} reads that {b} is down")),
+            other => Some(format!("{a} holds {b} for {other:?}")),
+        }
     })
 }
 
-fn no_false_alarm(world: &World, but: Option<NodeId>) -> Result<(), String> {
-    let nodes: Vec<NodeId> = world.nodes().into_iter().filter(|id| Some(*id) != but).collect();
-    let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b)));
-    let mut wrong = pairs.filter(|(a, b)| state(world, *a, *b) == MemberState::Down);
-    match wrong.next() {
+/// Nobody that lives is held for dead, nor has been called dead since the calm began. Who was
+/// called dead before and comes up late may still raise its epoch.
+fn no_false_alarm(world: &World, calm: Duration, dead: Option<NodeId>) -> Result<(), String> {
+    if let Some(called) = world.called_dead_since(calm).find(|node| Some(*node) != dead) {
+        return Err(format!("{called} was called dead in a calm network, alive"));
+    }
+    let wrong = pairs(world)
+        .filter(|(a, b)| Some(*a) != dead && Some(*b) != dead)
+        .find(|(a, b)| state(world, *a, *b) == MemberState::Down);
+    match wrong {
         Some((a, b)) => Err(format!("{a} holds {b} for dead in a calm network, and it lives")),
         None => Ok(()),
     }
-}
-
-fn epochs(world: &World) -> BTreeMap<NodeId, Epoch> {
-    let Some((_, registry)) = world.running().into_iter().next() else { return BTreeMap::new() };
-    registry.read(|state| state.nodes().members().map(|node| (node.id, node.epoch)).collect())
 }

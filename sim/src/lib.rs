@@ -9,6 +9,8 @@
 //! `values`). Leaves out what memory cannot show: the kernel, TLS, real disks.
 
 pub mod clients;
+pub mod coverage;
+pub mod disaster;
 pub mod disk;
 pub mod faults;
 pub mod gossip;

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use unum_sim::coverage::{self, Coverage};
+use unum_sim::faults::Trouble;
 use unum_sim::{Flaw, Plan, run};
 
 /// Simulates a cluster's control plane under faults, one run per seed.
@@ -24,9 +26,12 @@ struct Arguments {
     /// With --trace: print each message, too.
     #[arg(long)]
     messages: bool,
-    /// Judge gossip in the end, in the runs that gossip. Some seeds fail for a reason not yet known.
+    /// Make this kind of trouble only.
+    #[arg(long, value_enum)]
+    only: Option<Trouble>,
+    /// Print how often each thing was met, and fail if one never was.
     #[arg(long)]
-    judge_gossip: bool,
+    coverage: bool,
     /// Plant a flaw, to see it found.
     #[arg(long, value_enum, default_value = "none")]
     flaw: Planted,
@@ -39,6 +44,8 @@ enum Planted {
     ForgetReplies,
     BarrierWithoutQuorum,
     IgnoreSuspicion,
+    BarOfSome,
+    NoRollCall,
 }
 
 impl From<Planted> for Flaw {
@@ -49,6 +56,8 @@ impl From<Planted> for Flaw {
             Planted::ForgetReplies => Flaw::ForgetReplies,
             Planted::BarrierWithoutQuorum => Flaw::BarrierWithoutQuorum,
             Planted::IgnoreSuspicion => Flaw::IgnoreSuspicion,
+            Planted::BarOfSome => Flaw::BarOfSome,
+            Planted::NoRollCall => Flaw::NoRollCall,
         }
     }
 }
@@ -66,16 +75,18 @@ fn main() -> ExitCode {
         None => arguments.from..arguments.from.saturating_add(arguments.seeds),
     };
     let started = Instant::now();
+    let mut met = Coverage::default();
     let (mut failed, mut entries, mut operations, mut runs) = (0, 0, 0, 0);
     for seed in seeds {
         let messages = arguments.messages;
-        let judge_gossip = arguments.judge_gossip;
-        let plan = Plan { messages, judge_gossip, ..Plan::new(seed).with(arguments.flaw.into()) };
+        let only = arguments.only;
+        let plan = Plan { messages, only, ..Plan::new(seed).with(arguments.flaw.into()) };
         runs += 1;
         let trace = match run(plan) {
             Ok(report) => {
                 entries += report.entries;
                 operations += report.operations;
+                met.add(&report.coverage);
                 report.trace
             }
             Err(failure) => {
@@ -93,5 +104,12 @@ fn main() -> ExitCode {
         "{runs} runs, {failed} failed; {operations} operations, {entries} applied entries \
          in {seconds:.1} s"
     );
+    if arguments.coverage {
+        coverage::ALL.iter().for_each(|what| println!("{:8} {what:?}", met.of(*what)));
+        if !met.never_met().is_empty() {
+            println!("never met: {:?}", met.never_met());
+            return ExitCode::FAILURE;
+        }
+    }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -58,7 +58,14 @@ pub struct Fate {
     pub repeated: Option<Duration>,
 }
 
+/// A message that takes longer is late.
+const LATE_MIN: Duration = Duration::from_millis(20);
+
 impl Fate {
+    pub fn is_late(&self) -> bool {
+        self.delay >= LATE_MIN
+    }
+
     pub fn draw(rng: &mut StdRng, weather: Weather) -> Self {
         let late = rng.random_bool(weather.late);
         let micros = match late {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use rand::rngs::StdRng;
@@ -16,7 +17,8 @@ use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
 
 use crate::clients::{Client, Histories, KEYS};
-use crate::faults::{mend, trouble};
+use crate::coverage::{Coverage, Met};
+use crate::faults::{Trouble, mend, trouble};
 use crate::gossip;
 use crate::linear::is_linearizable;
 use crate::turnover::turn_over;
@@ -39,6 +41,8 @@ pub enum Flaw {
     ForgetReplies,
     BarrierWithoutQuorum,
     IgnoreSuspicion,
+    BarOfSome,
+    NoRollCall,
 }
 
 impl Flaw {
@@ -50,6 +54,8 @@ impl Flaw {
             Flaw::ForgetReplies => " --flaw forget-replies",
             Flaw::BarrierWithoutQuorum => " --flaw barrier-without-quorum",
             Flaw::IgnoreSuspicion => " --flaw ignore-suspicion",
+            Flaw::BarOfSome => " --flaw bar-of-some",
+            Flaw::NoRollCall => " --flaw no-roll-call",
         }
     }
 }
@@ -59,14 +65,15 @@ pub struct Plan {
     pub seed: u64,
     pub nodes: u64,
     pub flaw: Flaw,
-    /// Nodes gossip, and the leader calls the dead dead.
+    /// Nodes gossip, and the leader calls the dead dead. In the end gossip is judged: no false
+    /// alarm in a calm network, a death known in time.
     pub gossip: bool,
-    /// In the end gossip is judged: no false alarm in a calm network, a death known in time.
-    pub judge_gossip: bool,
     /// In the end a node is expelled and another one joins.
     pub turnover: bool,
     /// The last node is a witness.
     pub witness: bool,
+    /// Only this kind of trouble.
+    pub only: Option<Trouble>,
     /// Each message is in the trace, too.
     pub messages: bool,
 }
@@ -79,9 +86,9 @@ impl Plan {
             nodes: rng.random_range(3..=5),
             flaw: Flaw::None,
             gossip: rng.random_bool(0.3),
-            judge_gossip: false,
             turnover: rng.random_bool(0.3),
             witness: rng.random_bool(0.3),
+            only: None,
             messages: false,
         }
     }
@@ -101,6 +108,7 @@ pub struct Report {
     /// Requests that were in the log more than once.
     pub repeats: u64,
     pub operations: usize,
+    pub coverage: Coverage,
     pub digest: [u8; 32],
     pub trace: Vec<String>,
 }
@@ -109,6 +117,7 @@ pub struct Report {
 pub struct Failure {
     pub seed: u64,
     pub flaw: Flaw,
+    pub only: Option<Trouble>,
     pub what: String,
     pub trace: Vec<String>,
 }
@@ -121,7 +130,11 @@ impl fmt::Display for Failure {
             "replay: cargo run -p sim -- --seed {} --trace{}",
             self.seed,
             self.flaw.argument()
-        )
+        )?;
+        match self.only.and_then(|only| only.to_possible_value()) {
+            Some(only) => write!(f, " --only {}", only.get_name()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -144,12 +157,22 @@ pub fn run(plan: Plan) -> Result<Report, Failure> {
                 entries: world.monitor(|monitor| monitor.entries),
                 repeats: world.monitor(|monitor| monitor.repeats),
                 operations,
+                coverage: coverage(&world),
                 digest,
                 trace,
             }),
-            Err(what) => Err(Failure { seed: plan.seed, flaw: plan.flaw, what, trace }),
+            Err(what) => {
+                Err(Failure { seed: plan.seed, flaw: plan.flaw, only: plan.only, what, trace })
+            }
         }
     })
+}
+
+fn coverage(world: &World) -> Coverage {
+    let mut coverage = world.coverage();
+    coverage.count(Met::RequestInLogTwice, world.monitor(|monitor| monitor.repeats));
+    coverage.count(Met::WitnessPresent, world.plan.witness.into());
+    coverage
 }
 
 async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
@@ -177,7 +200,7 @@ async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
         turn_over(world).await?;
         agree(world).await?;
     }
-    if world.plan.gossip && world.plan.judge_gossip {
+    if world.plan.gossip {
         gossip::judge(world).await?;
         agree(world).await?;
     }
@@ -185,7 +208,7 @@ async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
 }
 
 /// A cluster of all nodes, with as many voters as it shall have.
-async fn found(world: &Arc<World>) -> Result<(), String> {
+pub async fn found(world: &Arc<World>) -> Result<(), String> {
     let deadline = world.elapsed() + SETUP_MAX;
     let nodes = world.nodes();
     world.boot(NodeId(1)).await;
@@ -247,8 +270,8 @@ impl Setup {
     }
 }
 
-/// After everything is mended: a write goes through, and all nodes come to the same state.
-async fn agree(world: &Arc<World>) -> Result<[u8; 32], String> {
+/// After everything is mended: all nodes come to the same state, and each may vote again.
+pub async fn agree(world: &Arc<World>) -> Result<[u8; 32], String> {
     let deadline = world.elapsed() + RECOVERY_MAX;
     loop {
         if world.elapsed() > deadline {
@@ -293,6 +316,9 @@ async fn try_to_agree(world: &Arc<World>) -> Result<Option<[u8; 32]>, String> {
             registry.read(|state| (snapshot::digest(state), state.tree().check()));
         if let Some(fault) = faults.first() {
             return Err(format!("the file tree on {node} is inconsistent: {fault}"));
+        }
+        if registry.standing().suspect {
+            return Ok(None);
         }
         match seen {
             Some((index, _)) if index != applied => return Ok(None),

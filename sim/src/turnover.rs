@@ -13,6 +13,7 @@ use unum_proto::ids::{Lane, NodeId, RequestId};
 use unum_proto::registry as wire;
 use unum_proto::registry::command::Kind;
 
+use crate::coverage::Met;
 use crate::run::Setup;
 use crate::world::{Registry, World};
 
@@ -58,6 +59,7 @@ async fn expel(
         let remove = Kind::RemoveNode(wire::RemoveNode { node: gone.0 });
         match registry.propose(id, remove).await {
             Ok(_) => {
+                world.met(Met::Expelled);
                 world.note(format!("{by} expels {gone}"));
                 return Ok(());
             }

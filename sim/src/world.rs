@@ -1,6 +1,7 @@
 //! The machines of a simulated cluster: their disks, their lives, and what joins them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,18 +11,20 @@ use openraft::Instant;
 use openraft_rt_sim::{SimInstant, SimRuntime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use unum_core::registry::voters::desired;
 use unum_core::time::Time;
 use unum_node::membership::gossip::Gossip;
 use unum_node::registry::mutation::Mutation;
 use unum_node::registry::offload::Offload;
 use unum_node::registry::transport::Call;
 use unum_node::registry::{Options, RegistryOn, Timing};
-use unum_node::store::disk::{Disk, Open, SimDisk};
+use unum_node::store::disk::{Disk, Fault, Open, SimDisk};
 use unum_node::store::journal::JournalOptions;
 use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
 
+use crate::coverage::{Coverage, Met};
 use crate::disk::LyingDisk;
 use crate::gossip;
 use crate::monitor::Monitor;
@@ -52,6 +55,9 @@ struct Inner {
     groups: Groups,
     machines: BTreeMap<NodeId, Machine>,
     monitor: Monitor,
+    /// Whom a leader called dead by gossip, and when.
+    called_dead: Vec<(Duration, NodeId)>,
+    coverage: Coverage,
     trace: Vec<String>,
 }
 
@@ -62,6 +68,10 @@ struct Machine {
     registry: Option<Registry>,
     gossip: Option<Gossip>,
     coming_up: bool,
+    /// An operation of the disk was ordered to fail since the power came.
+    disk_fails: bool,
+    /// It lost what it had acknowledged, and has not caught up since.
+    lost: bool,
 }
 
 impl World {
@@ -75,6 +85,8 @@ impl World {
             groups: Groups::default(),
             machines,
             monitor: Monitor::default(),
+            called_dead: Vec::new(),
+            coverage: Coverage::default(),
             trace: Vec::new(),
         };
         Arc::new(Self { plan, started: SimInstant::now(), inner: Mutex::new(inner) })
@@ -126,7 +138,11 @@ impl World {
 
     pub fn fate(&self) -> Fate {
         let inner = &mut *self.inner();
-        Fate::draw(&mut inner.rng, inner.weather)
+        let fate = Fate::draw(&mut inner.rng, inner.weather);
+        inner.coverage.count(Met::MessageLost, fate.lost.into());
+        inner.coverage.count(Met::MessageLate, fate.is_late().into());
+        inner.coverage.count(Met::MessageRepeated, fate.repeated.is_some().into());
+        fate
     }
 
     pub fn set_weather(&self, weather: Weather) {
@@ -166,6 +182,39 @@ impl World {
         self.inner().machines.get_mut(&node)?.gossip.as_mut().map(act)
     }
 
+    pub fn met(&self, met: Met) {
+        self.inner().coverage.count(met, 1);
+    }
+
+    pub fn coverage(&self) -> Coverage {
+        self.inner().coverage.clone()
+    }
+
+    /// Whether the node may lose what it acknowledged: it knows all of it, and those who do not
+    /// are still a minority of the voters.
+    pub fn may_lose(&self, node: NodeId) -> bool {
+        let mut inner = self.inner();
+        for machine in inner.machines.values_mut() {
+            machine.lost &= machine.registry.as_ref().is_none_or(|r| r.standing().suspect);
+        }
+        let lost = inner.machines.values().filter(|machine| machine.lost).count();
+        let whole = inner.machines.get(&node).and_then(|machine| machine.registry.as_ref());
+        let whole = whole.map(Registry::standing).is_some_and(|s| !s.suspect && !s.stopped);
+        whole && (lost + 1) * 2 < desired(inner.machines.len())
+    }
+
+    /// A leader finds by gossip that a node is dead.
+    pub fn calls_dead(&self, leader: NodeId, dead: NodeId) {
+        self.note(format!("{leader} calls {dead} dead"));
+        self.met(Met::CalledDead);
+        self.inner().called_dead.push((self.elapsed(), dead));
+    }
+
+    pub fn called_dead_since(&self, since: Duration) -> impl Iterator<Item = NodeId> {
+        let called = self.inner().called_dead.clone();
+        called.into_iter().filter(move |(at, _)| *at >= since).map(|(_, node)| node)
+    }
+
     /// A new machine with an empty disk.
     pub fn add(&self, node: NodeId) {
         let inner = &mut *self.inner();
@@ -192,6 +241,9 @@ impl World {
         if self.plan.messages {
             self.note(format!("{from} -> {to}: {}", describe(call)));
         }
+        if let Call::Snapshot(_) = call {
+            self.met(Met::SnapshotSent);
+        }
         if let Call::Append(wire::AppendRequest { vote: Some(vote), .. }) = call {
             self.monitor(|monitor| monitor.leads(from, vote.term));
         }
@@ -216,16 +268,68 @@ impl World {
                 };
                 match ghost {
                     Some(ghost) => ghost.shutdown().await,
-                    None if self.plan.gossip => gossip::start(self, node, life),
-                    None => {}
+                    None => self.accompany(node, life),
                 }
             }
             // It stays down until somebody starts it again, as a daemon on a full disk would.
-            Err(error) if error.is_full() => self.note(format!("{node} cannot start: {error}")),
+            Err(error) if error.is_full() => {
+                self.met(Met::NoRoomToStart);
+                self.note(format!("{node} cannot start: {error}"));
+            }
             Err(error) if self.is_alive(node, life) => {
                 self.violated(format!("{node} cannot start: {error}"));
             }
             Err(_) => {}
+        }
+    }
+
+    /// What goes on as long as this life of the node.
+    fn accompany(self: &Arc<Self>, node: NodeId, life: u64) {
+        if self.plan.gossip {
+            gossip::start(self, node, life);
+        }
+        let Some(registry) = self.registry(node) else { return };
+        self.count_suspects(&registry);
+        let world = self.clone();
+        drop(SimRuntime::spawn(async move {
+            let why = registry.ended().await;
+            world.consensus_ended(node, life, &why);
+        }));
+    }
+
+    fn count_suspects(&self, booted: &Registry) {
+        let standing = booted.standing();
+        if !standing.suspect {
+            return;
+        }
+        self.met(if standing.lost { Met::LostEnd } else { Met::TornEnd });
+        let kind = if standing.lost { "lost" } else { "torn" };
+        self.note(format!("{} is suspect: its log's end is {kind}", booted.own()));
+        let suspects = self.running().iter().filter(|(_, r)| r.standing().suspect).count();
+        if suspects * 2 > desired(self.nodes().len()) {
+            self.met(Met::MostSuspect);
+        }
+    }
+
+    /// Only a disk that fails may end consensus on a node that lives.
+    fn consensus_ended(&self, node: NodeId, life: u64, why: &str) {
+        let lives = |machine: &&Machine| machine.life == life;
+        let fails = self.inner().machines.get(&node).filter(lives).map(|m| m.disk_fails);
+        match fails {
+            Some(true) => {
+                self.met(Met::ConsensusEnded);
+                self.note(format!("consensus on {node} has ended: {why}"));
+            }
+            Some(false) => self.violated(format!("consensus on {node} ended by itself: {why}")),
+            None => {}
+        }
+    }
+
+    /// Has one operation of a disk fail.
+    pub fn fail_disk(&self, node: NodeId, fault: Fault) {
+        if let Some(machine) = self.inner().machines.get_mut(&node) {
+            machine.disk_fails = true;
+            machine.disk.fail(fault);
         }
     }
 
@@ -272,6 +376,8 @@ impl World {
                 Flaw::ForgetReplies => Mutation::ForgetReplies,
                 Flaw::BarrierWithoutQuorum => Mutation::BarrierWithoutQuorum,
                 Flaw::IgnoreSuspicion => Mutation::IgnoreSuspicion,
+                Flaw::BarOfSome => Mutation::BarOfSome,
+                Flaw::NoRollCall => Mutation::NoRollCall,
                 Flaw::None | Flaw::LyingSync => Mutation::None,
             },
             ..Options::new(node, disk, port)
@@ -296,8 +402,10 @@ impl World {
                 inner.monitor.report(format!("the disk of {node} did not come back: {error}"));
             }
             machine.gossip = None;
+            machine.disk_fails = false;
             machine.registry.take()
         };
+        self.met(Met::PowerLost);
         self.note(format!("{node} loses power"));
         if let Some(ghost) = ghost {
             // What is left of it can neither write nor send any more.
@@ -322,31 +430,27 @@ impl World {
         self.come_up(node);
     }
 
-    /// Damages the end of a powerless node's log: what it had acknowledged last.
+    /// Damages the last group of a powerless node's log: what it had acknowledged last.
     pub fn rot_log(&self, node: NodeId) {
-        self.rot(node, "log", |size, rng| size.saturating_sub(rng.random_range(1..8)));
+        self.rot(node, "log", last_group);
     }
 
     pub fn rot_snapshot(&self, node: NodeId) {
-        self.rot(node, "snapshots", |size, rng| rng.random_range(0..size.max(1)));
+        self.rot(node, "snapshots", |bytes| Some(0..bytes.len()));
     }
 
-    /// Flips a bit in the directory's last file.
-    fn rot(&self, node: NodeId, dir: &str, at: impl FnOnce(u64, &mut StdRng) -> u64) {
+    /// Flips a bit in a part of the directory's last file.
+    fn rot(&self, node: NodeId, dir: &str, part: impl FnOnce(&[u8]) -> Option<Range<usize>>) {
         let Some(disk) = self.disk(node) else { return };
-        let last = || {
-            let dir = disk.disk().dir(dir).ok()?;
-            let mut names = dir.list().ok()?;
-            names.retain(|name| name.starts_with("snapshot-") || name.ends_with(".journal"));
-            names.sort();
-            let name = names.pop()?;
-            let size = dir.open(&name, Open::Existing).ok()?.size().ok()?;
-            Some((name, size))
-        };
-        let Some((name, size)) = last() else { return };
-        let offset = self.draw(|rng| at(size, rng));
-        if disk.rot(&format!("{dir}/{name}"), offset, 1) {
-            self.note(format!("{dir}/{name} of {node} rots at {offset} of {size}"));
+        let Some((name, bytes)) = last_file(&*disk.disk(), dir) else { return };
+        let Some(part) = part(&bytes).filter(|part| !part.is_empty()) else { return };
+        let offset = self.draw(|rng| rng.random_range(part));
+        if disk.rot(&format!("{dir}/{name}"), offset as u64, 1) {
+            self.met(if dir == "log" { Met::LogRots } else { Met::SnapshotRots });
+            if let Some(machine) = self.inner().machines.get_mut(&node) {
+                machine.lost = true;
+            }
+            self.note(format!("{dir}/{name} of {node} rots at {offset} of {}", bytes.len()));
         }
     }
 
@@ -415,8 +519,53 @@ impl World {
 impl Machine {
     fn new(seed: u64) -> Self {
         let disk = SimDisk::new(seed, DISK_BYTES).expect("a disk in memory opens");
-        Self { disk: Arc::new(disk), life: 0, registry: None, gossip: None, coming_up: false }
+        Self {
+            disk: Arc::new(disk),
+            life: 0,
+            registry: None,
+            gossip: None,
+            coming_up: false,
+            disk_fails: false,
+            lost: false,
+        }
     }
+}
+
+fn last_file(disk: &dyn Disk, dir: &str) -> Option<(String, Vec<u8>)> {
+    let dir = disk.dir(dir).ok()?;
+    let mut names = dir.list().ok()?;
+    names.retain(|name| name.starts_with("snapshot-") || name.ends_with(".journal"));
+    names.sort();
+    let name = names.pop()?;
+    let file = dir.open(&name, Open::Existing).ok()?;
+    let mut bytes = vec![0; usize::try_from(file.size().ok()?).ok()?];
+    let read = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(read);
+    Some((name, bytes))
+}
+
+/// Where the last group of a journal's segment is (`docs/spec/journal.md`). `None` if the segment
+/// holds none or is torn: what is behind a tear could prove the rot.
+fn last_group(bytes: &[u8]) -> Option<Range<usize>> {
+    const SEGMENT_HEADER: usize = 64;
+    const RECORD_HEADER: usize = 32;
+    let mut at = SEGMENT_HEADER;
+    let mut last: Option<(u64, usize)> = None;
+    while at < bytes.len() {
+        let header = bytes.get(at..at + RECORD_HEADER)?;
+        let number = |field: Range<usize>| header.get(field)?.try_into().ok();
+        let len = u32::from_le_bytes(header.get(8..12)?.try_into().ok()?) as usize;
+        let (seq, group) =
+            (u64::from_le_bytes(number(16..24)?), u64::from_le_bytes(number(24..32)?));
+        if seq == 0 || group > seq {
+            return None;
+        }
+        if last.is_none_or(|(known, _)| known != group) {
+            last = Some((group, at));
+        }
+        at += RECORD_HEADER + len;
+    }
+    last.filter(|_| at == bytes.len()).map(|(_, start)| start..at)
 }
 
 fn describe(call: &Call) -> String {
@@ -436,5 +585,6 @@ fn describe(call: &Call) -> String {
         Call::Snapshot(piece) => format!("snapshot from {} on", piece.offset),
         Call::Propose(request) => format!("propose {}", request.proposals.len()),
         Call::Barrier(_) => "barrier?".to_owned(),
+        Call::Roll(_) => "how far?".to_owned(),
     }
 }

@@ -1,11 +1,16 @@
 //! The simulator passes on sound code, repeats itself, and finds each planted flaw.
 
+use unum_sim::coverage::{Coverage, Met};
+use unum_sim::disaster::most_logs_rot;
+use unum_sim::faults::Trouble;
 use unum_sim::{Flaw, Plan, run};
 
 /// Few, for every build; `cargo run -p sim -- --seeds 1000` runs many.
 const SEEDS: std::ops::Range<u64> = 0..12;
 /// How many seeds a planted flaw may survive.
 const FLAW_SEEDS: std::ops::Range<u64> = 0..5;
+/// Some of their power cuts make a majority of the voters suspect.
+const POWER_CUT_SEEDS: std::ops::Range<u64> = 10..16;
 
 #[test]
 fn sound_clusters_keep_their_promises() {
@@ -29,9 +34,9 @@ fn another_seed_gives_another_run() {
     assert_ne!(run(Plan::new(1)).unwrap().trace, run(Plan::new(2)).unwrap().trace);
 }
 
-fn is_found(flaw: Flaw, words: &[&str]) {
+fn is_found(flaw: Flaw, only: Option<Trouble>, words: &[&str]) {
     let failures: Vec<String> = FLAW_SEEDS
-        .filter_map(|seed| run(Plan::new(seed).with(flaw)).err())
+        .filter_map(|seed| run(Plan { only, ..Plan::new(seed).with(flaw) }).err())
         .map(|failure| failure.what)
         .collect();
     let told = failures.iter().any(|what| words.iter().any(|word| what.contains(word)));
@@ -40,17 +45,54 @@ fn is_found(flaw: Flaw, words: &[&str]) {
 
 #[test]
 fn a_disk_that_lies_about_syncs_is_found() {
-    is_found(Flaw::LyingSync, &["damaged", "different", "not linearizable", "two leaders"]);
+    is_found(Flaw::LyingSync, None, &["damaged", "different", "not linearizable", "two leaders"]);
 }
 
 #[test]
 fn forgotten_replies_are_found() {
-    is_found(Flaw::ForgetReplies, &["ran twice"]);
+    is_found(Flaw::ForgetReplies, None, &["ran twice"]);
 }
 
 #[test]
 fn a_barrier_without_a_quorum_is_found() {
-    is_found(Flaw::BarrierWithoutQuorum, &["a barrier on", "not linearizable"]);
+    is_found(Flaw::BarrierWithoutQuorum, None, &["a barrier on", "not linearizable"]);
+}
+
+/// What a voter does that lost an entry: the leader that it elects contradicts what is applied.
+const CONTRADICTIONS: [&str; 3] = ["ended by itself", "different", "not linearizable"];
+
+#[test]
+fn a_vote_of_the_forgetful_is_found() {
+    is_found(Flaw::IgnoreSuspicion, Some(Trouble::Amnesia), &CONTRADICTIONS);
+}
+
+#[test]
+fn a_bar_that_not_all_voters_made_is_found() {
+    is_found(Flaw::BarOfSome, Some(Trouble::Amnesia), &CONTRADICTIONS);
+}
+
+#[test]
+fn waiting_for_a_leader_that_nobody_elects_is_found() {
+    let plan = |seed| Plan { only: Some(Trouble::PowerCut), ..Plan::new(seed) };
+    let stuck = |seed| run(plan(seed).with(Flaw::NoRollCall)).is_err();
+    assert!({ POWER_CUT_SEEDS }.any(stuck), "no power cut made a majority suspect");
+}
+
+#[test]
+fn a_power_cut_that_tears_the_logs_of_most_is_survived() {
+    let mut met = Coverage::default();
+    for seed in POWER_CUT_SEEDS {
+        let plan = Plan { only: Some(Trouble::PowerCut), ..Plan::new(seed) };
+        met.add(&run(plan).unwrap_or_else(|failure| panic!("{failure}")).coverage);
+    }
+    assert!(met.of(Met::MostSuspect) > 0, "no power cut made a majority suspect");
+}
+
+#[test]
+fn nobody_leads_when_most_logs_rot_until_an_operator_says_so() {
+    for seed in 0..3 {
+        most_logs_rot(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
 }
 
 #[test]

@@ -748,6 +748,21 @@ pub enum ShellOutcome {
     Denied = 6,
 }
 
+/// Asks a member how far its log reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct RollRequest {}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RollReply {
+    #[prost(message, optional, tag = "1")]
+    pub last: Option<LogId>,
+    /// It lost something that it may have acknowledged, and has not caught up yet.
+    #[prost(bool, tag = "2")]
+    pub lost: bool,
+    #[prost(message, optional, tag = "3")]
+    pub membership: Option<Membership>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct BarrierRequest {}
 

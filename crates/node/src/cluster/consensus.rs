@@ -21,6 +21,7 @@ unum_net::methods! {
         wire::ProposeRequest => wire::ProposeReply;
     pub Barrier = "registry.barrier", Control, idempotent,
         wire::BarrierRequest => wire::BarrierReply;
+    pub Roll = "registry.roll", Control, idempotent, wire::RollRequest => wire::RollReply;
 }
 
 pub struct NetTransport {
@@ -57,6 +58,9 @@ impl Transport for NetTransport {
                 }
                 Call::Barrier(request) => {
                     ask::<Barrier>(&client, to, request, within).await.map(Answer::Barrier)
+                }
+                Call::Roll(request) => {
+                    ask::<Roll>(&client, to, request, within).await.map(Answer::Roll)
                 }
             }
         })
@@ -104,6 +108,10 @@ pub fn routes(registry: Registry) -> Router {
     });
     router = on::<Propose>(router, &registry, Call::Propose, |answer| match answer {
         Answer::Propose(reply) => Some(reply),
+        _ => None,
+    });
+    router = on::<Roll>(router, &registry, Call::Roll, |answer| match answer {
+        Answer::Roll(reply) => Some(reply),
         _ => None,
     });
     on::<Barrier>(router, &registry, Call::Barrier, |answer| match answer {

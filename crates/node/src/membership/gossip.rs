@@ -6,13 +6,14 @@
 //!   accused.
 //! - Who may be a member at all comes from the registry (`set_contacts`); packets that speak of
 //!   others change nothing that is shown.
+//! - No suspicion of a node that is heard lasts: it is told, and refutes it.
 //! - A contact that nobody hears of becomes `Down` too, after `SILENCE_MAX` of this node's time.
 //!
 //! Left out: who is a member. Gossip suggests, the registry decides.
 
 use super::codec::{Codec, CodecError, Identity};
 use super::loads::{LoadTable, Loads};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use foca::{Foca, OwnedNotification, State};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -156,7 +157,22 @@ impl Gossip {
         }
         let now = self.clock.read(now);
         self.act(now, |foca, runtime| foca.handle_data(packet, runtime))
-            .map_err(|error| PacketError::Refused(error.to_string()))
+            .map_err(|error| PacketError::Refused(error.to_string()))?;
+        self.warn_if_suspect(caller)
+    }
+
+    /// Who speaks though it is suspect here learns of it at once. Otherwise the rumor that it
+    /// could refute may never reach it, and no probe that succeeds ends a suspicion.
+    fn warn_if_suspect(&mut self, caller: NodeId) -> Result<(), PacketError> {
+        let suspect = self
+            .foca
+            .iter_membership_state()
+            .find(|member| member.id().node == caller && matches!(member.state(), State::Suspect));
+        if let Some(suspect) = suspect {
+            let packet = warning(*self.foca.identity(), suspect)?;
+            self.outgoing.push(Outgoing { to: caller, packet });
+        }
+        Ok(())
     }
 
     /// Fires what is due. To be called at `next_wakeup` or soon after.
@@ -303,6 +319,22 @@ impl Gossip {
         }
         result
     }
+}
+
+/// A packet that tells a member how it is held here, and nothing else.
+fn warning(own: Identity, suspect: &foca::Member<Identity>) -> Result<Bytes, CodecError> {
+    let header = foca::Header {
+        src: own,
+        // The oldest: it changes nothing of what is known of this node.
+        src_incarnation: 0,
+        dst: *suspect.id(),
+        message: foca::Message::Gossip,
+    };
+    let mut packet = Vec::new();
+    foca::Codec::encode_header(&mut Codec, &header, &mut packet)?;
+    packet.put_u16(1);
+    foca::Codec::encode_member(&mut Codec, suspect, &mut packet)?;
+    Ok(packet.into())
 }
 
 type FocaResult = Result<(), foca::Error>;

@@ -233,6 +233,27 @@ fn a_partition_is_seen_by_both_sides_and_heals() {
 }
 
 #[test]
+fn a_suspicion_of_the_living_ends() {
+    for seed in 0..40 {
+        let mut net = Net::new(4, seed);
+        net.dead.extend((1..=4).map(NodeId));
+        net.run(MS * 2000);
+        for _ in 0..3 {
+            let alone = NodeId(1 + net.draw() % 4);
+            let others = (1..=4).map(NodeId).filter(|node| *node != alone);
+            net.cut = others.flat_map(|node| [(alone, node), (node, alone)]).collect();
+            let length = MS * (500 + net.draw() % 1500) as u32;
+            net.run(length);
+            net.cut.clear();
+            net.run(MS * 100);
+        }
+        net.run(MS * 6000);
+        let states: Vec<_> = (1..=4).map(|id| net.states(id)).collect();
+        assert!(net.all_alive(4), "seed {seed}: {states:?}");
+    }
+}
+
+#[test]
 fn a_contact_that_never_answers_is_down_after_a_while() {
     let mut net = Net::new(2, 3);
     net.kill(2);

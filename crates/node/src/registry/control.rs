@@ -16,7 +16,6 @@ use unum_core::time::Time;
 use unum_proto::ids::NodeId;
 
 use super::limits::{DISK_CHECK, LOG_KEPT_ENTRIES, SNAPSHOT_LOG_BYTES};
-use super::log::LogSize;
 use super::shell::Core;
 use super::types::Types;
 
@@ -130,7 +129,7 @@ fn next_change<RT: AsyncRuntime>(
 }
 
 /// Keeps the log short and the disk's room known.
-pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>, log: LogSize) {
+pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
     loop {
         RT::sleep(DISK_CHECK).await;
         let metrics = core.raft.metrics().borrow_watched().clone();
@@ -139,7 +138,7 @@ pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>, log: LogSize) {
         }
         let room = core.room.clone();
         core.offload.run(move || room.look()).await;
-        if log.bytes() > SNAPSHOT_LOG_BYTES {
+        if core.log.bytes() > SNAPSHOT_LOG_BYTES {
             let applied = metrics.last_applied.map_or(0, |id| id.index);
             let snapshot = metrics.snapshot.map_or(0, |id| id.index);
             // Consensus that has stopped shows in the metrics.

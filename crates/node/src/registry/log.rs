@@ -179,13 +179,33 @@ impl<RT: AsyncRuntime> Clone for LogStore<RT> {
     }
 }
 
-/// Tells how long the log is, without keeping its writer alive.
-pub struct LogSize(Arc<Mutex<Memory>>);
+/// Tells how the log stands, without keeping its writer alive.
+pub struct LogView<RT: AsyncRuntime> {
+    memory: Arc<Mutex<Memory>>,
+    writer: mpsc::WeakSender<Work<RT>>,
+}
 
-impl LogSize {
+impl<RT: AsyncRuntime> LogView<RT> {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Bytes of entries since the last purge.
     pub fn bytes(&self) -> u64 {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).bytes
+        self.memory().bytes
+    }
+
+    /// Where the log ends: what is acknowledged does not reach further.
+    pub fn last(&self) -> Option<LogId> {
+        self.memory().last()
+    }
+
+    /// Waits until all that was queued before the call is durable; whether it is.
+    pub async fn flushed(&self) -> bool {
+        let Some(writer) = self.writer.upgrade() else { return false };
+        let (done, durable) = oneshot::channel();
+        let work = Work::Write { records: Vec::new(), done: Done::Waiter(done) };
+        writer.send(work).await.is_ok() && matches!(durable.await, Ok(Ok(())))
     }
 }
 
@@ -236,8 +256,8 @@ impl<RT: AsyncRuntime> LogStore<RT> {
         Self { memory: Arc::new(Mutex::new(replayed.0)), writer }
     }
 
-    pub fn size(&self) -> LogSize {
-        LogSize(self.memory.clone())
+    pub fn view(&self) -> LogView<RT> {
+        LogView { memory: self.memory.clone(), writer: self.writer.downgrade() }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -21,6 +21,7 @@ mod room;
 mod shell;
 pub mod snapshots;
 mod start;
+mod suspicion;
 pub mod transport;
 pub mod types;
 mod writer;
@@ -97,6 +98,8 @@ pub struct Standing {
     pub disk_full: bool,
     /// This node may have lost what it acknowledged and does not vote until it has caught up.
     pub suspect: bool,
+    /// It is suspect, and what it lost did not look like what a power cut tears.
+    pub lost: bool,
     pub stopped: bool,
 }
 
@@ -249,7 +252,8 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             snapshot: metrics.snapshot.map_or(0, |id| id.index),
             silent,
             disk_full: self.core.room.is_full(),
-            suspect: self.core.suspect.load(std::sync::atomic::Ordering::Relaxed),
+            suspect: self.core.suspicion.is_on(),
+            lost: self.core.suspicion.has_lost(),
             stopped: metrics.running_state.is_err(),
         }
     }

@@ -11,4 +11,8 @@ pub enum Mutation {
     BarrierWithoutQuorum,
     /// A node votes though it may have lost what it acknowledged.
     IgnoreSuspicion,
+    /// A suspect node asks whom it reaches how far the logs go, and takes that for all.
+    BarOfSome,
+    /// A suspect node waits for a leader, even if all voters are suspect.
+    NoRollCall,
 }

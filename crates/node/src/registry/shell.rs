@@ -1,6 +1,5 @@
 //! What the tasks of one node's consensus share, and its answers to other nodes' calls.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::alias::SnapshotOf;
@@ -16,12 +15,14 @@ use unum_proto::registry as wire;
 
 use super::barrier::{self, Confirmed, confirmed_to_wire};
 use super::limits::{BATCH_COMMANDS_MAX, COMMAND_BYTES_MAX, FORWARD_TIMEOUT};
+use super::log::LogView;
 use super::machine::{Machine, Shared};
 use super::mutation::Mutation;
 use super::offload::Offload;
 use super::pipeline::{Group, Outcome, outcome_to_wire};
 use super::room::Room;
 use super::snapshots::{SnapshotFile, Snapshots};
+use super::suspicion::Suspicion;
 use super::transport::{Answer, Call, Transport, Unreached};
 use super::types::{
     Entry, LogId, Malformed, Types, entry_from_wire, log_id_from_wire, log_id_to_wire,
@@ -42,9 +43,8 @@ pub struct Core<RT: AsyncRuntime> {
     pub offload: Offload,
     pub snapshots: Snapshots,
     pub mutation: Mutation,
-    /// Whether this node may have forgotten what it acknowledged: it neither votes nor stands for
-    /// election until it has caught up.
-    pub suspect: AtomicBool,
+    pub log: LogView<RT>,
+    pub suspicion: Suspicion,
     pub proposals: mpsc::WeakSender<Group>,
     pub confirmations: mpsc::WeakSender<barrier::Waiter>,
     /// The snapshot that is being received.
@@ -123,6 +123,7 @@ impl<RT: AsyncRuntime> Core<RT> {
             Call::Barrier(wire::BarrierRequest {}) => {
                 Ok(Answer::Barrier(confirmed_to_wire(self.confirm_leadership().await)))
             }
+            Call::Roll(wire::RollRequest {}) => Ok(Answer::Roll(self.account())),
         }
     }
 
@@ -161,12 +162,13 @@ impl<RT: AsyncRuntime> Core<RT> {
         request: wire::VoteRequest,
         pre: bool,
     ) -> Result<wire::VoteReply, Unanswered> {
-        if self.suspect.load(Ordering::Relaxed) {
+        let last = request.last.map(log_id_from_wire);
+        if !self.suspicion.may_elect(last) {
             return Err(Unanswered::Suspect);
         }
         let request = VoteRequest {
             vote: vote_from_wire(request.vote)?,
-            last_log_id: request.last.map(log_id_from_wire),
+            last_log_id: last,
             leadership_transfer: request.leadership_transfer,
         };
         let response: VoteResponse<Types<RT>> = match pre {
@@ -184,7 +186,7 @@ impl<RT: AsyncRuntime> Core<RT> {
         &self,
         request: wire::TransferRequest,
     ) -> Result<wire::TransferReply, Unanswered> {
-        if self.suspect.load(Ordering::Relaxed) {
+        if self.suspicion.is_on() {
             return Err(Unanswered::Suspect);
         }
         let from = vote_from_wire(request.from)?;

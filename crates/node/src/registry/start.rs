@@ -1,28 +1,23 @@
 //! Starting the registry on a node: recovery from disk, then the tasks around consensus.
 //!
 //! Directories: `log` (the journal), `snapshots`. The file `suspect` stands as long as this node
-//! may have forgotten what it acknowledged.
+//! may have forgotten what it acknowledged (see `suspicion`).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, Config, Raft, SnapshotPolicy};
 use tokio::sync::mpsc;
 use unum_core::time::Time;
 use unum_proto::ids::{Epoch, NodeId};
-use unum_proto::registry as wire;
 
 use super::RegistryOn;
 use super::barrier;
 use super::control;
 use super::error::StartError;
 use super::limits::{
-    APPEND_ENTRIES_MAX, BARRIER_QUEUE_MAX, DISK_RESERVE_BYTES, FORWARD_TIMEOUT, LOG_KEPT_ENTRIES,
-    PROPOSE_QUEUE_MAX,
+    APPEND_ENTRIES_MAX, BARRIER_QUEUE_MAX, DISK_RESERVE_BYTES, LOG_KEPT_ENTRIES, PROPOSE_QUEUE_MAX,
 };
 use super::log::{LogStore, Replayed};
 use super::machine::{Applied, Machine, Observe, Shared, applied_from};
@@ -33,15 +28,12 @@ use super::pipeline::Pipeline;
 use super::room::Room;
 use super::shell::{Clock, Core};
 use super::snapshots::Snapshots;
-use super::transport::{Answer, Call, Transport};
+use super::suspicion::{self, Doubt, Suspicion};
+use super::transport::Transport;
 use super::types::Types;
 use super::writer::Writer;
-use crate::store::disk::{Disk, DiskError, replace_whole};
+use crate::store::disk::Disk;
 use crate::store::journal::{Journal, JournalOptions, Tail};
-
-const SUSPECT: &str = "suspect";
-/// Between two attempts of a suspect node to catch up.
-const SUSPECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The times of consensus. All nodes of a cluster should have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +101,7 @@ struct Recovered {
     applied: Applied,
     current: Option<(super::types::SnapshotMeta, super::snapshots::SnapshotFile)>,
     snapshots: Snapshots,
-    suspect: bool,
+    doubt: Doubt,
 }
 
 fn recover(disk: &dyn Disk, options: JournalOptions) -> Result<Recovered, StartError> {
@@ -117,11 +109,8 @@ fn recover(disk: &dyn Disk, options: JournalOptions) -> Result<Recovered, StartE
     let snapshots = Snapshots::new(disk.dir("snapshots")?);
     let mut replayed = Replayed::read(&journal)?;
     let (latest, rotten) = snapshots.latest()?;
-    let mut suspect = disk.list()?.iter().any(|name| name == SUSPECT);
-    if let Tail::Suspect { file, offset, bytes, zeroed } = &tail {
-        tracing::warn!(file, offset, bytes, zeroed, "the log's end was not sound: not voting");
-        suspect = true;
-    }
+    let marked = suspicion::read_mark(disk)?;
+    let mut doubt = marked.max(doubt_of(&tail));
     let (applied, current) = match latest {
         Some((file, loaded)) => {
             let (applied, meta) = applied_from(&loaded.head, loaded.state)?;
@@ -132,15 +121,26 @@ fn recover(disk: &dyn Disk, options: JournalOptions) -> Result<Recovered, StartE
     let hole = replayed.found().purged > applied.last;
     if hole || rotten > 0 {
         tracing::error!(rotten, "a snapshot is lost: all will be fetched from the leader");
-        suspect = true;
+        doubt = Doubt::Lost;
     }
-    if suspect {
-        replace_whole(disk, SUSPECT, b"catch up before voting\n")?;
+    if doubt > marked {
+        suspicion::write_mark(disk, doubt)?;
     }
     if hole {
         replayed.forget_entries(&mut journal)?;
     }
-    Ok(Recovered { journal, replayed, applied, current, snapshots, suspect })
+    Ok(Recovered { journal, replayed, applied, current, snapshots, doubt })
+}
+
+/// What a power cut tears has parts that read as zeros; rot has not.
+fn doubt_of(tail: &Tail) -> Doubt {
+    match tail {
+        Tail::Clean | Tail::Torn { .. } => Doubt::None,
+        Tail::Suspect { file, offset, bytes, zeroed } => {
+            tracing::warn!(file, offset, bytes, zeroed, "the log's end was not sound: not voting");
+            if *zeroed { Doubt::Torn } else { Doubt::Lost }
+        }
+    }
 }
 
 fn config(options: &Options, suspect: bool) -> Config {
@@ -170,14 +170,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         let disk = options.disk.clone();
         let journal_options = options.journal;
         let mut recovered = options.offload.run(move || recover(&*disk, journal_options)).await?;
-        recovered.suspect &= options.mutation != Mutation::IgnoreSuspicion;
+        if options.mutation == Mutation::IgnoreSuspicion {
+            recovered.doubt = Doubt::None;
+        }
         let (disk, reserve) = (options.disk.clone(), options.reserve_bytes);
         let room = options.offload.run(move || Arc::new(Room::new(disk, reserve))).await;
 
         let found = recovered.replayed.found();
         let (writer, ended) = Writer::<RT>::start(recovered.journal, room.clone(), options.offload);
         let log = LogStore::new(recovered.replayed, writer);
-        let log_size = log.size();
+        let view = log.view();
         let shared = Arc::new(Shared::new(recovered.applied));
         let machine = Machine {
             shared: shared.clone(),
@@ -193,12 +195,13 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             transport: options.transport.clone(),
             offload: options.offload,
         };
-        let config = config(&options, recovered.suspect);
+        let suspicion = Suspicion::new(recovered.doubt, found.last);
+        let config = config(&options, suspicion.is_on());
         let config = config.validate().map_err(|error| StartError::Consensus(error.to_string()))?;
         let raft =
             Raft::<Types<RT>, Machine>::new(options.own, Arc::new(config), network, log, machine);
         let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
-        tracing::debug!(?found, suspect = recovered.suspect, "the registry's log is recovered");
+        tracing::debug!(?found, doubt = ?recovered.doubt, "the registry's log is recovered");
 
         let (proposals, proposal_queue) = mpsc::channel(PROPOSE_QUEUE_MAX);
         let (readers, reader_queue) = mpsc::channel(BARRIER_QUEUE_MAX);
@@ -213,7 +216,8 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             offload: options.offload,
             snapshots: recovered.snapshots,
             mutation: options.mutation,
-            suspect: AtomicBool::new(recovered.suspect),
+            log: view,
+            suspicion,
             proposals: proposals.downgrade(),
             confirmations: confirmations.downgrade(),
             incoming: Mutex::new(None),
@@ -223,9 +227,9 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         drop(RT::spawn(barrier::serve_readers(core.clone(), reader_queue)));
         drop(RT::spawn(barrier::confirm_leadership(core.clone(), confirmation_queue)));
         drop(RT::spawn(control::control_members(core.clone())));
-        drop(RT::spawn(control::keep_house(core.clone(), log_size)));
-        if recovered.suspect {
-            drop(RT::spawn(catch_up(core.clone(), options.disk)));
+        drop(RT::spawn(control::keep_house(core.clone())));
+        if core.suspicion.is_on() {
+            drop(RT::spawn(suspicion::end(core.clone(), options.disk)));
         }
         Ok(Self {
             core,
@@ -234,53 +238,5 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             _confirmations: confirmations,
             epoch: Arc::new(Mutex::new(Epoch(0))),
         })
-    }
-}
-
-/// Lets a suspect node vote again once it has everything that a leader confirmed after the start.
-async fn catch_up<RT: AsyncRuntime>(core: Arc<Core<RT>>, disk: Arc<dyn Disk>) {
-    loop {
-        let metrics = core.raft.metrics().borrow_watched().clone();
-        if metrics.running_state.is_err() {
-            return;
-        }
-        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        if voters == BTreeSet::from([core.own]) {
-            tracing::error!("this node is the only voter: it goes on with what its log still has");
-            break;
-        }
-        if let Some(index) = confirmed_elsewhere(&core).await {
-            core.shared.reached(index).await;
-            break;
-        }
-        RT::sleep(SUSPECT_PAUSE).await;
-    }
-    let cleared = core.offload.run(move || clear(&*disk)).await;
-    if let Err(error) = cleared {
-        tracing::error!(%error, "this node keeps from voting: its mark cannot be removed");
-        return;
-    }
-    core.suspect.store(false, Ordering::Relaxed);
-    core.raft.runtime_config().elect(true);
-    tracing::info!("caught up: voting again");
-}
-
-async fn confirmed_elsewhere<RT: AsyncRuntime>(core: &Core<RT>) -> Option<u64> {
-    let leader = core.leader().filter(|leader| *leader != core.own)?;
-    let call = Call::Barrier(wire::BarrierRequest {});
-    let Ok(Answer::Barrier(reply)) = core.transport.call(leader, call, FORWARD_TIMEOUT).await
-    else {
-        return None;
-    };
-    match reply.outcome() {
-        wire::ShellOutcome::Ok => Some(reply.index),
-        _ => None,
-    }
-}
-
-fn clear(disk: &dyn Disk) -> Result<(), DiskError> {
-    match disk.remove(SUSPECT) {
-        Ok(()) | Err(DiskError::NotFound { .. }) => disk.sync_dir(),
-        Err(error) => Err(error),
     }
 }

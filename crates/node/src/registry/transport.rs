@@ -19,6 +19,7 @@ pub enum Call {
     Snapshot(wire::SnapshotPiece),
     Propose(wire::ProposeRequest),
     Barrier(wire::BarrierRequest),
+    Roll(wire::RollRequest),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,7 @@ pub enum Answer {
     Snapshot(wire::SnapshotReply),
     Propose(wire::ProposeReply),
     Barrier(wire::BarrierReply),
+    Roll(wire::RollReply),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
