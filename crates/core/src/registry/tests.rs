@@ -134,7 +134,7 @@ fn epochs_grow_and_the_stale_are_fenced() {
             s.propose(5, 2, 1, 2, put("k", "as a ghost")),
             s.run(up(3)),
             s.propose(5, 3, 1, 4, put("k", "again")),
-            s.run(Kind::LeaveNode(LeaveNode { node: 1, epoch: 4 })),
+            s.run(Kind::LeaveNode(LeaveNode { node: 1, epoch: 4, keep_files: false })),
             s.propose(5, 4, 1, 5, put("k", "gone")),
         ],
         expect![[r#"
