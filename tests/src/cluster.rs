@@ -85,11 +85,15 @@ impl Playground {
     ) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let shown = self.json(machine, command);
-            if wanted(&shown) {
+            // A daemon that just starts does not answer yet.
+            let output = self.tries(machine, &format!("unum {command} --json"));
+            let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if output.status.success() && wanted(&shown) {
                 return shown;
             }
-            assert!(Instant::now() < deadline, "{machine} never shows {what}: {shown:#}");
+            let told = || text(&output.stderr);
+            let late = Instant::now() >= deadline;
+            assert!(!late, "{machine} never shows {what}: {shown:#} {}", told());
             std::thread::sleep(PAUSE);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
-use unum_tests::{Playground, cannot_run_daemons};
+use unum_tests::{Playground, cannot_run_daemons, text};
 
 fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.into_iter().map(String::from).collect()
@@ -287,4 +287,187 @@ fn what_is_written_beside_a_witness_is_on_both_nodes() {
         let read = playground.does_at_last("n2", "timeout 10 sha256sum /unum/file");
         assert_eq!(read, written);
     });
+}
+
+/// A machine with a disk of its own for the daemon, lost with its power.
+fn give_small_disk(playground: &Playground, machine: &str) {
+    playground.does(machine, "mount -t tmpfs -o size=128m none /var/lib/unum");
+}
+
+const FILL: &str = "head -c 200M /dev/zero > /var/lib/unum/ballast 2>/dev/null; \
+                    test -s /var/lib/unum/ballast";
+
+#[test]
+fn a_full_disk_stops_what_needs_it_and_nothing_else() {
+    if cannot_run_daemons() {
+        return;
+    }
+    let playground = Playground::machines(3, &["--set", "file_patience=4s"]);
+    let all = ["n1", "n2", "n3"];
+    all.iter().for_each(|machine| give_small_disk(&playground, machine));
+    playground.found("n1");
+    playground.join("n2", "n1", "");
+    playground.join("n3", "n1", "");
+    playground.status_when("n1", "three voters", is_strong(3, 3, 1));
+    let mut sums = write_files(&playground, "n1", &["a", "b"]);
+    playground.does("n1", "unum registry put key before");
+
+    // A follower's disk: the others go on, and nothing is lost.
+    let leader = playground.leader("n1");
+    let followers = others(&all, &[&leader]);
+    let full = followers[0];
+    playground.does(full, FILL);
+    playground.status_when(full, "a full disk", says_full);
+    for machine in all {
+        playground.does(machine, &format!("unum registry put key {machine}"));
+        playground.does(machine, &format!("echo {machine} > /unum/.small && sync /unum/.small"));
+        assert_eq!(playground.does(machine, "cat /unum/.small"), format!("{machine}\n"));
+        sums = write_files(&playground, machine, &[machine]);
+    }
+    playground.does(full, "rm /var/lib/unum/ballast");
+    playground.status_when(full, "room", |status| !says_full(status));
+    assert_eq!(self::sums(&playground, full), sums);
+
+    // The leader's: changes are refused clearly, reads go on.
+    let leader = playground.leader("n1");
+    playground.does(&leader, FILL);
+    playground.status_when(&leader, "a full disk", says_full);
+    for machine in all {
+        let told = playground.is_refused(machine, "unum registry put key lost");
+        assert!(told.contains("disk is full") && told.contains("room"), "{told}");
+        let told = playground.is_refused(machine, "echo lost > /unum/lost");
+        assert!(told.contains("No space left"), "{told}");
+        assert_eq!(playground.does(machine, "unum registry get key"), "n3");
+        assert_eq!(self::sums(&playground, machine), sums);
+    }
+    playground.does(&leader, "rm /var/lib/unum/ballast");
+    for machine in all {
+        playground.does_at_last(machine, "unum registry put key after");
+        playground.does_at_last(machine, &format!("echo {machine} > /unum/.small"));
+    }
+
+    // The disks of all, filled by content: what was acknowledged is there.
+    let mut kept = Vec::new();
+    let told = loop {
+        let name = format!(".big{}", kept.len());
+        let write = format!("head -c 8M /dev/urandom > /unum/{name} && sha256sum /unum/{name}");
+        let output = playground.tries("n2", &write);
+        match output.status.success() {
+            true => kept.push(text(&output.stdout)),
+            false => break text(&output.stderr),
+        }
+        assert!(kept.len() < 64, "it never gets full");
+    };
+    assert!(told.contains("No space left"), "{told}");
+    let list = kept.concat();
+    let check = |machine: &str| {
+        playground
+            .does(machine, &format!("printf '%s' '{list}' | timeout 30 sha256sum -c --quiet"));
+        assert_eq!(self::sums(&playground, machine), sums);
+    };
+    all.iter().for_each(|machine| check(machine));
+    let state = |machine: &str| playground.json(machine, "status")["state"].clone();
+    all.iter().for_each(|machine| assert_eq!(state(machine), "ready"));
+}
+
+fn says_full(status: &Value) -> bool {
+    status["warnings"].to_string().contains("data directory is full")
+}
+
+#[test]
+fn no_call_drops_while_certificates_are_renewed_ten_times() {
+    if cannot_run_daemons() {
+        return;
+    }
+    const LIFETIME: Duration = Duration::from_secs(3);
+    let playground = Playground::up(&["--nodes", "4", "--set", "certificate_lifetime=3s"]);
+    let all = ["n1", "n2", "n3", "n4"];
+    let voters = playground.voters("n1");
+    let learner = all.into_iter().find(|name| !voters.contains(*name)).expect("a learner");
+    let leader = playground.leader("n1");
+    let voter = voters.iter().find(|name| **name != leader).expect("a voter").as_str();
+
+    // One program's stream and many calls, for ten renewals at two thirds of each life.
+    let renewals = |machine: &str| {
+        let logged = all.map(|name| playground.must("logs", &[name])).concat();
+        logged.matches(&format!("name=\"{machine}\"")).count()
+    };
+    let count = "for i in $(seq 1 220); do echo $i; sleep 0.1; done";
+    let expected: String = (1..=220).map(|number| format!("{number}\n")).collect();
+    std::thread::scope(|scope| {
+        let stream = scope
+            .spawn(|| playground.does(&leader, &format!("unum run -n {voter} -- sh -c '{count}'")));
+        let puts: Vec<_> = all
+            .iter()
+            .map(|machine| {
+                let put = "for i in $(seq 1 220); do unum registry put key-$(hostname) $i >/dev/null || exit 1; sleep 0.08; done";
+                scope.spawn(|| playground.does(machine, put))
+            })
+            .collect();
+        assert_eq!(stream.join().expect("no panic"), expected);
+        puts.into_iter().for_each(|put| drop(put.join().expect("no panic")));
+    });
+    for machine in all {
+        let renewed = renewals(machine);
+        assert!(renewed >= 10, "{machine} renewed its certificate {renewed} times");
+    }
+
+    // A voter that was off for longer comes back by itself; any other says what is to be done.
+    playground.must("cut", &[voter, learner]);
+    std::thread::sleep(LIFETIME * 2);
+    playground.must("boot", &[voter, learner]);
+    playground.status_when(voter, "that it is back", |status| {
+        strength(status) == (3, 3, 1) && status["warnings"].to_string().find("expired").is_none()
+    });
+    playground.does_at_last(voter, "unum registry put key back && echo back > /unum/file");
+    let status = playground.status_when(learner, "that it has to join again", |status| {
+        status["warnings"].to_string().contains("unum join")
+    });
+    let told = status["warnings"].to_string();
+    assert!(told.contains(&format!("unum remove {learner}")), "{told}");
+    assert!(told.contains("unum leave --force"), "{told}");
+    assert!(!told.contains("was removed"), "{told}");
+    assert!(playground.must("logs", &[learner]).contains("its certificate has expired"));
+    playground.does(voter, &format!("unum remove {learner}"));
+    playground.does(learner, "unum leave --force");
+    playground.join(learner, voter, "");
+    assert_eq!(playground.does_at_last(learner, "cat /unum/file"), "back\n");
+}
+
+#[test]
+fn what_a_dead_node_held_is_copied_after_a_while() {
+    if cannot_run_daemons() {
+        return;
+    }
+    let playground = Playground::up(&["--nodes", "4", "--set", "repair_after=2s"]);
+    let all = ["n1", "n2", "n3", "n4"];
+    let names: Vec<String> = (0..8).map(|number| format!("f{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let sums = write_files(&playground, "n1", &names);
+    let voters = playground.voters("n1");
+    let lost = all.into_iter().find(|name| !voters.contains(*name)).expect("a learner");
+    assert!(playground.chunk_bytes(lost) > FILE_BYTES, "{lost} holds nothing");
+    playground.must("cut", &[lost]);
+    let left = others(&all, &[lost]);
+    playground.status_when(left[0], "what it lacks", |status| {
+        status["nodes_alive"] == 3 && status["chunks_degraded"] != 0
+    });
+    let shown = playground.does(left[0], "unum status");
+    assert!(shown.contains("chunks lack replicas"), "{shown}");
+    for machine in &left {
+        playground.status_when(machine, "whole files", |status| status["chunks_degraded"] == 0);
+    }
+    // All is on each of the three that are left: any one of them has it without the other two.
+    for pair in [[0, 1], [1, 2], [2, 0]] {
+        let reader = left[3 - pair[0] - pair[1]];
+        let [first, second] = pair.map(|index| left[index]);
+        playground.must("cut", &[first]);
+        assert_eq!(self::sums(&playground, reader), sums, "without {first}");
+        assert_eq!(self::sums(&playground, second), sums, "without {first}");
+        playground.boot(first);
+        playground.status_when(first, "three nodes", |status| status["nodes_alive"] == 3);
+    }
+    playground.boot(lost);
+    playground.status_when(lost, "all back", is_strong(4, 3, 1));
+    assert_eq!(self::sums(&playground, lost), sums);
 }

@@ -37,8 +37,6 @@ use crate::world::{self, World};
 const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
 /// How long the whole world may take.
 const WORLD_TIME_MAX: Duration = Duration::from_secs(10);
-/// The replicas of a node that went down still count for so long: it may be back soon.
-const REPAIR_AFTER: Duration = Duration::from_secs(600);
 /// For so long after a node went down, files without a name that it may have open are kept.
 const OPEN_FILES_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two reports of how much the services hold.
@@ -93,6 +91,7 @@ impl Services {
             node: plan.node,
             registry: plan.registry.clone(),
             membership: plan.membership.clone(),
+            repair_after: plan.settings.repair_after,
         });
         let replicas = Replicas::new(
             plan.node,
@@ -336,6 +335,8 @@ struct ClusterView {
     node: NodeId,
     registry: Registry,
     membership: Membership,
+    /// The replicas of a node that went down still count for so long: it may be back soon.
+    repair_after: Duration,
 }
 
 impl ClusterView {
@@ -418,7 +419,7 @@ impl Cluster for ClusterView {
         let now: Time = system_clock()();
         self.places(|node| match node.state {
             NodeState::Up => true,
-            NodeState::Down => now.since(node.since) < REPAIR_AFTER,
+            NodeState::Down => now.since(node.since) < self.repair_after,
             _ => false,
         })
     }
