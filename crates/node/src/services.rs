@@ -92,6 +92,7 @@ impl Services {
             registry: plan.registry.clone(),
             membership: plan.membership.clone(),
             repair_after: plan.settings.repair_after,
+            factor: plan.settings.replicas as usize,
         });
         let replicas = Replicas::new(
             plan.node,
@@ -337,6 +338,8 @@ struct ClusterView {
     membership: Membership,
     /// The replicas of a node that went down still count for so long: it may be back soon.
     repair_after: Duration,
+    /// Replicas of each chunk while there are enough nodes.
+    factor: usize,
 }
 
 impl ClusterView {
@@ -367,9 +370,25 @@ impl ClusterView {
     }
 }
 
-impl Candidates for Arc<ClusterView> {
-    fn alive(&self) -> Vec<Place> {
+impl ClusterView {
+    /// Workers that are up and that nobody suspects.
+    fn unsuspected(&self) -> Vec<Place> {
         self.places(|node| node.is_up() && !self.is_suspect(node.id))
+    }
+}
+
+impl Candidates for Arc<ClusterView> {
+    /// A node that is only suspected is not lost yet. Where the others are too few for what is
+    /// written to survive the loss of a minority, a write waits for it, or for the registry's word
+    /// that it is down.
+    fn alive(&self) -> Vec<Place> {
+        let unsuspected = self.unsuspected();
+        let minority = self.total().saturating_sub(1) / 2;
+        let enough = (minority + 1).min(self.factor);
+        match unsuspected.len() >= enough {
+            true => unsuspected,
+            false => self.places(Node::is_up),
+        }
     }
 
     /// A witness counts, for its vote lets the cluster survive a loss that it would not survive
@@ -382,7 +401,7 @@ impl Candidates for Arc<ClusterView> {
 impl Nodes for Arc<ClusterView> {
     fn candidates(&self) -> Vec<Candidate> {
         let view = self.membership.view();
-        self.alive()
+        self.unsuspected()
             .into_iter()
             .map(|place| {
                 let load = view.get(&place.node).and_then(|member| member.load).unwrap_or_default();
