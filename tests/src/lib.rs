@@ -5,8 +5,10 @@
 
 pub mod actor;
 mod census;
+mod cluster;
 
 pub use census::Census;
+pub use cluster::{cannot_run_daemons, word};
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

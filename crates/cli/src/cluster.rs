@@ -3,7 +3,7 @@
 //! The field names of the JSON are an interface, described in docs/spec/cli-json.md.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -21,6 +21,8 @@ use crate::failure::Result;
 use crate::output::{Output, Table, Tone};
 
 const MIB: u64 = 1 << 20;
+/// Who leaves hands over what it holds; the daemon itself gives up earlier.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1300);
 
 #[derive(Serialize)]
 struct NodeRow {
@@ -350,7 +352,10 @@ async fn list_tokens(daemon: &Daemon, out: &Output) -> Result<()> {
 }
 
 pub fn leave(socket: &Path, force: bool, out: &Output) -> Result<()> {
-    block_on(async { Daemon::connect(socket).await?.call::<Leave>(LeaveRequest { force }).await })?;
+    block_on(async {
+        let daemon = Daemon::connect(socket).await?;
+        daemon.call_within::<Leave>(LeaveRequest { force }, LEAVE_PATIENCE).await
+    })?;
     out.say("this machine has left its cluster");
     Ok(())
 }

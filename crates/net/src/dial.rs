@@ -18,7 +18,7 @@ use crate::{
     Class, Directory, IdentityStore, Name, Settings,
     identity::{ALPN_RPC, expected_name, read_node},
     limits::DIAL_TIMEOUT,
-    link::{Link, describe},
+    link::{Link, NoLink},
     tasks::Tasks,
 };
 
@@ -55,8 +55,17 @@ impl Dialler {
                 for address in addresses {
                     let attempt = self.dial_node(identity, node, class, address);
                     match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
-                        Ok(Ok(link)) => return Ok(link),
-                        Ok(Err(why)) => failures.push(format!("{address}: {why}")),
+                        Ok(Ok(link)) => {
+                            // What this node thinks of itself says nothing of the others.
+                            if node != identity.node() {
+                                identity.taken_in();
+                            }
+                            return Ok(link);
+                        }
+                        Ok(Err(NoLink { why, turned_away })) => {
+                            turned_away.into_iter().for_each(|why| identity.turn_away(why));
+                            failures.push(format!("{address}: {why}"));
+                        }
                         Err(_) => {
                             failures.push(format!("{address}: no answer in {DIAL_TIMEOUT:?}"))
                         }
@@ -67,7 +76,7 @@ impl Dialler {
             Way::Local(path) => {
                 let attempt = self.dial_local(path, class);
                 match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
-                    Ok(linked) => linked,
+                    Ok(linked) => linked.map_err(|failed| failed.why),
                     Err(_) => Err(format!("{}: no answer in {DIAL_TIMEOUT:?}", path.display())),
                 }
             }
@@ -80,13 +89,13 @@ impl Dialler {
         node: NodeId,
         class: Class,
         address: SocketAddr,
-    ) -> Result<Arc<Link>, String> {
+    ) -> Result<Arc<Link>, NoLink> {
         let tcp = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         prepare(&tcp, self.dead_after(class));
         let armed = identity.armed();
         let name = expected_name(node).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(armed.dial.clone());
-        let tls = connector.connect(name, tcp).await.map_err(|e| describe(&e))?;
+        let tls = connector.connect(name, tcp).await.map_err(|e| NoLink::from_io(&e))?;
         let (_, session) = tls.get_ref();
         if session.alpn_protocol() != Some(ALPN_RPC) {
             return Err("it is no daemon of Unum: it did not choose the protocol unum/1".into());
@@ -106,7 +115,7 @@ impl Dialler {
         Ok(link)
     }
 
-    async fn dial_local(&self, path: &Path, class: Class) -> Result<Arc<Link>, String> {
+    async fn dial_local(&self, path: &Path, class: Class) -> Result<Arc<Link>, NoLink> {
         let socket = UnixStream::connect(path)
             .await
             .map_err(|e| format!("{}: {e}; is unumd running?", path.display()))?;

@@ -37,7 +37,7 @@ pub use call::{CallOptions, Caller, Incoming, TraceContext};
 pub use client::{Client, Opened, ReplyFuture};
 pub use directory::{Directory, Name};
 pub use error::{Code, Hint, RpcError, Status};
-pub use identity::{CertificateAuthority, ClusterId, Identity, IdentityStore, NodeKey};
+pub use identity::{CertificateAuthority, ClusterId, Identity, IdentityStore, NodeKey, TurnedAway};
 pub use join::JoinToken;
 pub use method::{Class, Method};
 pub use router::Router;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustls::AlertDescription;
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
@@ -18,7 +19,7 @@ use tokio::{
 use unum_proto::rpc::{CallHeader, CastHeader, Hello, PingHeader, ReplyHeader, RequestHeader};
 
 use crate::{
-    Class, RpcError, Settings, StreamReceiver, StreamSender,
+    Class, RpcError, Settings, StreamReceiver, StreamSender, TurnedAway,
     directory::Name,
     frame::{Frame, FrameError, Kind},
     limits::{CALLS_IN_FLIGHT_MAX, PROTOCOL_VERSION},
@@ -81,7 +82,7 @@ impl Link {
         to: Name,
         run: u64,
         expires: Option<Instant>,
-    ) -> Result<(Arc<Self>, FrameReader), String> {
+    ) -> Result<(Arc<Self>, FrameReader), NoLink> {
         let writer = Arc::new(Writer::new(output));
         let hello = Hello { version: PROTOCOL_VERSION, class: class.to_wire(), run };
         let _ = writer.send(Kind::Hello, &hello, Body::None, Flush::Now);
@@ -90,7 +91,7 @@ impl Link {
             if let Some(frame) = frames.next_arrived().map_err(|e| e.to_string())? {
                 break frame;
             }
-            if !frames.fill().await.map_err(|e| describe(&e))? {
+            if !frames.fill().await.map_err(|error| NoLink::from_io(&error))? {
                 return Err("it closed the connection before its hello".into());
             }
         };
@@ -99,7 +100,8 @@ impl Link {
         };
         if hello.version != PROTOCOL_VERSION {
             let version = hello.version;
-            return Err(format!("it speaks protocol {version}, this daemon {PROTOCOL_VERSION}"));
+            let why = format!("it speaks protocol {version}, this daemon {PROTOCOL_VERSION}");
+            return Err(why.into());
         }
         let link = Link {
             writer,
@@ -445,11 +447,45 @@ impl Drop for PendingCall {
     }
 }
 
+/// Why a connection was not made.
+#[derive(Debug)]
+pub(crate) struct NoLink {
+    pub(crate) why: String,
+    /// Set when a member of the cluster does not take this node for one.
+    pub(crate) turned_away: Option<TurnedAway>,
+}
+
+impl<S: Into<String>> From<S> for NoLink {
+    fn from(why: S) -> Self {
+        Self { why: why.into(), turned_away: None }
+    }
+}
+
+impl NoLink {
+    /// An alert can be trusted: it comes from a peer whose own certificate was good.
+    pub(crate) fn from_io(error: &io::Error) -> Self {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let turned_away = match inner {
+            Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) => {
+                Some(TurnedAway::Removed)
+            }
+            Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+                Some(TurnedAway::Expired)
+            }
+            _ => None,
+        };
+        Self { why: describe(error), turned_away }
+    }
+}
+
 /// An I/O error with its cause, which for TLS says what the peer disliked.
 pub(crate) fn describe(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
             format!("its certificate was refused: {}", other.0)
+        }
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) => {
+            "its certificate was refused: it was removed from the cluster".into()
         }
         Some(rustls::Error::InvalidCertificate(why)) => {
             format!("its certificate was refused: {why}")

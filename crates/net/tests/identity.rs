@@ -18,6 +18,7 @@ use tokio::{
 };
 use unum_net::{
     CallOptions, CertificateAuthority, Client, IdentityStore, JoinToken, Name, RpcError, Settings,
+    TurnedAway,
     identity::keep_renewed,
     join::{JoinDesk, JoinError, JoinFuture, join},
 };
@@ -74,8 +75,15 @@ async fn only_the_clusters_own_nodes_get_in() {
 
     // Removed nodes.
     node.store.set_revoked(|node| node == NodeId(5));
-    let why = refusal(&client(store(&authority, 5), 2, address), TO).await;
+    let removed = store(&authority, 5);
+    let why = refusal(&client(removed.clone(), 2, address), TO).await;
     assert!(why.contains("refused"), "{why}");
+    assert_eq!(removed.turned_away(), Some(TurnedAway::Removed));
+    node.store.set_revoked(|_| false);
+    let again = client(removed.clone(), 2, address);
+    again.call::<Echo>(&TO, nonce(1), &brief()).await.unwrap();
+    again.shutdown().await;
+    assert_eq!(removed.turned_away(), None);
 
     lives(&node, &authority).await;
     node.server.shutdown().await;
@@ -90,8 +98,9 @@ async fn an_expired_certificate_is_refused() {
     while short.expires() + Duration::from_secs(1) > std::time::SystemTime::now() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let why = refusal(&client(short, 2, node.server.address()), TO).await;
+    let why = refusal(&client(short.clone(), 2, node.server.address()), TO).await;
     assert!(why.contains("refused"), "{why}");
+    assert_eq!(short.turned_away(), Some(TurnedAway::Expired));
     lives(&node, &authority).await;
     node.server.shutdown().await;
 }

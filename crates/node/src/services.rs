@@ -37,8 +37,6 @@ use crate::world::{self, World};
 const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
 /// How long the whole world may take.
 const WORLD_TIME_MAX: Duration = Duration::from_secs(10);
-/// The replicas of a node that went down still count for so long: it may be back soon.
-const REPAIR_AFTER: Duration = Duration::from_secs(600);
 /// For so long after a node went down, files without a name that it may have open are kept.
 const OPEN_FILES_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two reports of how much the services hold.
@@ -93,6 +91,8 @@ impl Services {
             node: plan.node,
             registry: plan.registry.clone(),
             membership: plan.membership.clone(),
+            repair_after: plan.settings.repair_after,
+            factor: plan.settings.replicas as usize,
         });
         let replicas = Replicas::new(
             plan.node,
@@ -336,6 +336,10 @@ struct ClusterView {
     node: NodeId,
     registry: Registry,
     membership: Membership,
+    /// The replicas of a node that went down still count for so long: it may be back soon.
+    repair_after: Duration,
+    /// Replicas of each chunk while there are enough nodes.
+    factor: usize,
 }
 
 impl ClusterView {
@@ -366,20 +370,38 @@ impl ClusterView {
     }
 }
 
-impl Candidates for Arc<ClusterView> {
-    fn alive(&self) -> Vec<Place> {
+impl ClusterView {
+    /// Workers that are up and that nobody suspects.
+    fn unsuspected(&self) -> Vec<Place> {
         self.places(|node| node.is_up() && !self.is_suspect(node.id))
     }
+}
 
+impl Candidates for Arc<ClusterView> {
+    /// A node that is only suspected is not lost yet. Where the others are too few for what is
+    /// written to survive the loss of a minority, a write waits for it, or for the registry's word
+    /// that it is down.
+    fn alive(&self) -> Vec<Place> {
+        let unsuspected = self.unsuspected();
+        let minority = self.total().saturating_sub(1) / 2;
+        let enough = (minority + 1).min(self.factor);
+        match unsuspected.len() >= enough {
+            true => unsuspected,
+            false => self.places(Node::is_up),
+        }
+    }
+
+    /// A witness counts, for its vote lets the cluster survive a loss that it would not survive
+    /// without: a minority of all nodes may be lost.
     fn total(&self) -> usize {
-        self.places(|_| true).len()
+        self.look(|state| state.nodes().members().count())
     }
 }
 
 impl Nodes for Arc<ClusterView> {
     fn candidates(&self) -> Vec<Candidate> {
         let view = self.membership.view();
-        self.alive()
+        self.unsuspected()
             .into_iter()
             .map(|place| {
                 let load = view.get(&place.node).and_then(|member| member.load).unwrap_or_default();
@@ -416,7 +438,7 @@ impl Cluster for ClusterView {
         let now: Time = system_clock()();
         self.places(|node| match node.state {
             NodeState::Up => true,
-            NodeState::Down => now.since(node.since) < REPAIR_AFTER,
+            NodeState::Down => now.since(node.since) < self.repair_after,
             _ => false,
         })
     }

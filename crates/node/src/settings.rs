@@ -37,6 +37,8 @@ pub struct Settings {
     pub raft_election_max: Duration,
     pub raft_snapshot_entries: u64,
     pub replicas: u32,
+    /// The copies of a node that went down count as copies for so long.
+    pub repair_after: Duration,
     /// Forget at a power cut what was not synced, as a machine does: for playgrounds.
     pub volatile_writes: bool,
     pub worker: bool,
@@ -64,6 +66,7 @@ impl Default for Settings {
             raft_election_max: Duration::from_millis(350),
             raft_snapshot_entries: 20_000,
             replicas: 3,
+            repair_after: Duration::from_secs(600),
             volatile_writes: false,
             worker: true,
             file_patience: Duration::from_secs(10),
@@ -140,6 +143,12 @@ pub const KEYS: &[Key] = &[
     key!(raft_election_max, short_time, shown_duration, "or at the latest after this"),
     key!(raft_snapshot_entries, positive_u64, shown, "Log entries between two snapshots"),
     key!(replicas, replicas, shown, "Copies of each piece of file content (1 to 7)"),
+    key!(
+        repair_after,
+        lifetime,
+        shown_duration,
+        "What a dead node held is copied anew after this: until then it may come back"
+    ),
     key!(
         volatile_writes,
         boolean,

@@ -147,6 +147,9 @@ pub struct LeaveNode {
     pub node: u64,
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
+    /// Refuse if the node holds the only copy of anything.
+    #[prost(bool, tag = "3")]
+    pub keep_files: bool,
 }
 
 /// A node is expelled, whether it lives or not. It never comes back under this id.

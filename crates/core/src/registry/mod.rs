@@ -43,7 +43,7 @@ pub use tokens::{Token, TokenHash, Tokens, role_name};
 pub use values::{Value, Values};
 
 use crate::time::Time;
-use crate::tree::Tree;
+use crate::tree::{Chunk, Tree};
 use replies::Recalled;
 
 /// Everything that the cluster agrees on.
@@ -202,7 +202,10 @@ impl State {
             Kind::LeaveNode(command) => {
                 let id = NodeId(command.node);
                 self.nodes.check_epoch(id, Epoch(command.epoch))?;
-                self.part(now, id, NodeState::Left)
+                match self.only_copies(id) {
+                    lost @ 1.. if command.keep_files => Err(Refused::OnlyCopies(lost)),
+                    _ => self.part(now, id, NodeState::Left),
+                }
             }
             Kind::RemoveNode(command) => self.part(now, NodeId(command.node), NodeState::Removed),
             Kind::CertificateIssued(command) => self.nodes.certify(command).map(done),
@@ -251,6 +254,15 @@ impl State {
         let (id, epoch) = self.nodes.add(now, &command.name, role, NodeState::Joining, description);
         self.tokens.mark_used(&hash, id);
         Ok(node_reply(id, epoch))
+    }
+
+    /// Chunks that no member but `node` has a replica of. Looks at all chunks.
+    pub fn only_copies(&self, node: NodeId) -> u64 {
+        let has = |id: &NodeId| *id != node && self.nodes.get(*id).is_some_and(Node::is_member);
+        let on_node = |chunk: &Chunk| chunk.replicas.contains(&node);
+        let chunks = self.tree.chunks_after(None).map(|(_, chunk)| chunk);
+        let only = chunks.filter(|chunk| on_node(chunk) && !chunk.replicas.iter().any(has));
+        only.count() as u64
     }
 
     /// Ends what a node that is gone or fenced held in the file tree.

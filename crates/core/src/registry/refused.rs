@@ -24,6 +24,8 @@ pub enum Refused {
     NodeUnknown(u64),
     #[error("the node has left the cluster; let it join again with a new token")]
     NodeGone,
+    #[error("the node holds the only copy of {0} pieces of files")]
+    OnlyCopies(u64),
     #[error("the name {0:?} is taken by another node; choose another one")]
     NameTaken(String),
     #[error("the join token is unknown; check it, or create one with `unum token create`")]
@@ -146,6 +148,7 @@ impl From<Refused> for wire::Refusal {
             Refused::VersionConflict(version) => (17, version, String::new()),
             Refused::ValueMissing => (18, 0, String::new()),
             Refused::Forgotten => (19, 0, String::new()),
+            Refused::OnlyCopies(chunks) => (20, chunks, String::new()),
         };
         wire::Refusal { code, number, text }
     }
@@ -176,6 +179,7 @@ impl From<&wire::Refusal> for Refused {
             17 => Refused::VersionConflict(number),
             18 => Refused::ValueMissing,
             19 => Refused::Forgotten,
+            20 => Refused::OnlyCopies(number),
             _ => Refused::NotUnderstood,
         }
     }
@@ -207,6 +211,7 @@ mod tests {
             Refused::VersionConflict(5),
             Refused::ValueMissing,
             Refused::Forgotten,
+            Refused::OnlyCopies(12),
         ];
         for refused in all {
             let wire = wire::Refusal::from(refused.clone());

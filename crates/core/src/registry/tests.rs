@@ -135,7 +135,7 @@ fn epochs_grow_and_the_stale_are_fenced() {
             s.run(up(3)),
             s.propose(5, 2, 1, 4, put("k", "again")),
             s.propose(5, 2, 1, 2, put("k", "as a ghost")),
-            s.run(Kind::LeaveNode(LeaveNode { node: 1, epoch: 4 })),
+            s.run(Kind::LeaveNode(LeaveNode { node: 1, epoch: 4, keep_files: false })),
             s.propose(5, 4, 1, 5, put("k", "gone")),
         ],
         expect![[r#"
@@ -283,4 +283,45 @@ proptest::proptest! {
             let _ = Restore::default().add(record);
         }
     }
+}
+
+#[test]
+fn nobody_leaves_with_the_only_copy_of_something() {
+    use unum_proto::tree::tree_command::Command as Tree;
+    use unum_proto::tree::{ChunkKey, Create, Extent, NewChunk, SetReplicas, TreeCommand, Write};
+
+    let mut s = Script::founded();
+    s.token(1, Role::Node, 3_600_000);
+    s.register(1, "n2", Role::Node);
+    let tree = |command: Tree| Kind::Tree(TreeCommand::from(command));
+    s.run(tree(Tree::Create(Create {
+        parent: 1,
+        name: Bytes::from_static(b"file"),
+        kind: crate::tree::Kind::Regular.to_proto() as i32,
+        mode: 0o644,
+        ..Create::default()
+    })));
+    let ino = s.state.tree().lookup(unum_proto::ids::Ino(1), b"file").unwrap();
+    let chunk = Some(ChunkKey { lane: 1, seq: 1 });
+    let hash = Bytes::from(vec![7; 32]);
+    s.run(tree(Tree::Write(Write {
+        ino: ino.0,
+        extents: vec![Extent { offset: 0, length: 10, chunk, chunk_offset: 0 }],
+        chunks: vec![NewChunk { id: chunk, length: 10, hash, replicas: vec![2] }],
+        ..Write::default()
+    })));
+    let leave = |keep_files| Kind::LeaveNode(LeaveNode { node: 2, epoch: 1, keep_files });
+    let copy = SetReplicas { chunk, expected: vec![2], replicas: vec![1, 2] };
+    let counts = |s: &Script| [1, 2].map(|node| s.state.only_copies(NodeId(node)));
+    assert_eq!(counts(&s), [0, 1]);
+    let refused = s.run(leave(true));
+    s.run(tree(Tree::SetReplicas(copy)));
+    assert_eq!(counts(&s), [0, 0]);
+    check(
+        vec![refused, s.run(leave(true))],
+        expect![[r#"
+            refused: the node holds the only copy of 1 pieces of files
+            node 2 epoch 2"#]],
+    );
+    assert_eq!(counts(&s), [1, 0], "who has left counts no more");
 }

@@ -15,6 +15,6 @@ mod verify;
 pub use authority::{CertificateAuthority, check_signing_request};
 pub use node::{ClusterId, Identity, IdentityError, NodeKey};
 pub(crate) use store::{ALPN_JOIN, ALPN_RPC, crypto};
-pub use store::{IdentityStore, keep_renewed};
+pub use store::{IdentityStore, TurnedAway, keep_renewed};
 pub use verify::PeerIdentity;
 pub(crate) use verify::{expected_name, read_node};

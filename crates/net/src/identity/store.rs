@@ -37,18 +37,33 @@ pub(crate) struct Armed {
     pub(crate) accept_join: Arc<ServerConfig>,
 }
 
+/// Why the members of the cluster do not speak to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// It is no member any more.
+    Removed,
+    /// Its certificate is over, or not yet valid by the clocks of the others.
+    Expired,
+}
+
 /// Holds a node's identity.
 pub struct IdentityStore {
     armed: ArcSwap<Armed>,
     revoked: Arc<RwLock<Revoked>>,
     changed: watch::Sender<u64>,
+    turned_away: watch::Sender<Option<TurnedAway>>,
 }
 
 impl IdentityStore {
     pub fn new(identity: Identity) -> Result<Self, IdentityError> {
         let revoked: Arc<RwLock<Revoked>> = Arc::new(RwLock::new(Arc::new(|_| false)));
         let armed = ArcSwap::from_pointee(arm(identity, &revoked)?);
-        Ok(IdentityStore { armed, revoked, changed: watch::Sender::new(0) })
+        Ok(IdentityStore {
+            armed,
+            revoked,
+            changed: watch::Sender::new(0),
+            turned_away: watch::Sender::new(None),
+        })
     }
 
     /// New connections use the new identity; the others stay.
@@ -65,6 +80,28 @@ impl IdentityStore {
 
     pub fn is_revoked(&self, node: NodeId) -> bool {
         asks(&self.revoked, node)
+    }
+
+    /// Whether the member that was asked last did not take this node for one.
+    pub fn turned_away(&self) -> Option<TurnedAway> {
+        *self.turned_away.borrow()
+    }
+
+    /// Tells of each change of `turned_away`.
+    pub fn turned_away_changes(&self) -> watch::Receiver<Option<TurnedAway>> {
+        self.turned_away.subscribe()
+    }
+
+    pub(crate) fn turn_away(&self, why: TurnedAway) {
+        self.set_turned_away(Some(why));
+    }
+
+    pub(crate) fn taken_in(&self) {
+        self.set_turned_away(None);
+    }
+
+    fn set_turned_away(&self, to: Option<TurnedAway>) {
+        self.turned_away.send_if_modified(|now| std::mem::replace(now, to) != to);
     }
 
     pub fn node(&self) -> NodeId {

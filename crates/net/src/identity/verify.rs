@@ -47,8 +47,6 @@ pub(crate) enum Refusal {
     ForeignCluster { found: ClusterId, expected: ClusterId },
     #[error("it is {found}, not {expected}")]
     WrongNode { found: NodeId, expected: NodeId },
-    #[error("{0} was removed from the cluster")]
-    Removed(NodeId),
 }
 
 fn refuse(refusal: Refusal) -> Error {
@@ -91,7 +89,8 @@ impl PeerVerifier {
             return Err(refuse(Refusal::ForeignCluster { found: peer.cluster, expected }));
         }
         if (self.revoked)(peer.node) {
-            return Err(refuse(Refusal::Removed(peer.node)));
+            // The only refusal with an alert of its own: the peer learns why, and can tell its people.
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
         }
         Ok(peer)
     }

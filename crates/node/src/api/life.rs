@@ -1,8 +1,10 @@
 //! Verbs that change who belongs to the cluster.
 
 use super::{Api, registry_status, time_left};
+use crate::cluster::running::Parts;
 use crate::daemon::Order;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use unum_core::registry::{Node, Nodes};
 use unum_net::{Code, Incoming, Status};
@@ -79,10 +81,30 @@ pub async fn remove(
             ),
         ));
     }
+    if !request.force {
+        require_copies(&parts, &node, time_left(&incoming)).await?;
+    }
     let command = command::Kind::RemoveNode(RemoveNode { node: node.id.0 });
     parts.proposer.propose(command, time_left(&incoming)).await.map_err(registry_status)?;
     tracing::warn!(node = %node.id, name = node.name, uid = incoming.caller.uid, "removed");
     Ok(RemoveReply { node: node.id.0, name: node.name })
+}
+
+/// What only a dead node has may come back with it. New content is not placed on the dead, so the
+/// answer stays true.
+async fn require_copies(parts: &Parts, node: &Node, within: Duration) -> Result<(), Status> {
+    parts.registry.barrier(within).await.map_err(registry_status)?;
+    match parts.registry.read(|state| state.only_copies(node.id)) {
+        0 => Ok(()),
+        lost => Err(Status::new(
+            Code::Conflict,
+            format!(
+                "{} holds the only copy of {lost} pieces of files: bring it back, or lose them \
+                 with --force",
+                node.name
+            ),
+        )),
+    }
 }
 
 /// By name, by number, or as errors print it.

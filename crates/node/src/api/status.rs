@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unum_core::registry::voters::{self, Health};
 use unum_core::registry::{Node, Nodes};
-use unum_net::{Incoming, Status};
+use unum_net::{Incoming, Status, TurnedAway};
 use unum_proto::admin::{
     DaemonState, Node as ShownNode, NodeRole, NodeState as Shown, NodesReply, NodesRequest,
     StatusReply, StatusRequest,
@@ -187,18 +187,35 @@ fn warnings(
     if parts.epoch().is_none() {
         told.push("this node has not come up in the registry yet".into());
     }
-    if parts.identity.expires() < SystemTime::now() {
-        told.push(
-            "this node's certificate has expired; it is renewed as soon as the leader can be \
-             reached"
-                .into(),
-        );
-    }
+    told.extend(turned_away(parts));
     told.extend(parts.services.limits.iter().cloned());
     for node in nodes.members().filter(|node| node.state == NodeState::Down) {
         told.push(format!("{} is dead: {}", node.name, node.why));
     }
     told
+}
+
+/// Waiting does not help a node that the others do not take for one of theirs.
+fn turned_away(parts: &Parts) -> Option<String> {
+    let expired = parts.identity.expires() < SystemTime::now();
+    let why = parts.identity.turned_away();
+    why.or(expired.then_some(TurnedAway::Expired)).map(|why| advice(why, &parts.name))
+}
+
+/// What a person can do for a node that the others turn away.
+pub fn advice(why: TurnedAway, name: &str) -> String {
+    match why {
+        TurnedAway::Removed => "the other nodes refuse this one: it was removed from the cluster; \
+                                to bring the machine back, run `unum leave --force` here, then \
+                                `unum join` with a new token"
+            .into(),
+        TurnedAway::Expired => format!(
+            "the other nodes refuse this one: its certificate has expired, since it was off or \
+             without a leader for too long; run `unum remove {name}` on another node, then here \
+             `unum leave --force` and `unum join` with a new token. If this machine's clock is \
+             wrong, set it and restart unumd instead"
+        ),
+    }
 }
 
 fn room(path: &std::path::Path) -> Option<(u64, u64)> {

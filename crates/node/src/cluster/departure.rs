@@ -1,13 +1,20 @@
-//! A node leaves of its own will: recorded first, then out of consensus, then gone.
+//! A node leaves of its own will: its programs end while they can still save, what it holds goes to
+//! those who stay, the departure is recorded, then it is out of consensus, then gone.
 
+use super::handover;
 use super::running::Parts;
 use crate::api::registry_status;
 use crate::membership::MemberState;
+use crate::registry::RegistryError;
 use std::time::Duration;
 use tokio::time::Instant;
+use unum_core::registry::Refused;
 use unum_net::{Code, Status};
 use unum_proto::registry::{LeaveNode, command};
 
+/// How long it may take to copy to others what this node holds. Who is not done then is told so,
+/// and goes on at the next attempt where this one ended.
+const HAND_OVER_TIME_MAX: Duration = Duration::from_secs(600);
 /// How long the record of the departure may take.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long the others may take to do without this node's vote.
@@ -40,12 +47,11 @@ pub async fn depart(parts: &Parts, force: bool) -> Result<(), Status> {
 
 async fn release(parts: &Parts) -> Result<(), Status> {
     require_heirs(parts)?;
-    let epoch = parts.epoch().ok_or_else(|| {
-        Status::new(Code::Unavailable, "this node has not come up yet; try again in a moment")
-    })?;
-    let leave = LeaveNode { node: parts.node.0, epoch: epoch.0 };
-    let recorded = parts.proposer.propose(command::Kind::LeaveNode(leave), RECORD_TIME_MAX).await;
-    recorded.map_err(registry_status)?;
+    // Most of it while everything still runs.
+    handover::hand_over(parts, Instant::now() + HAND_OVER_TIME_MAX).await?;
+    // Without a world this daemon is of no use as a node: if what follows fails, it starts anew.
+    parts.services.end().await;
+    record(parts).await?;
     let deadline = Instant::now() + RELEASE_TIME_MAX;
     while parts.registry.standing().voters.contains(&parts.node) {
         if Instant::now() >= deadline {
@@ -58,6 +64,23 @@ async fn release(parts: &Parts) -> Result<(), Status> {
         tokio::time::sleep(LOOK_PERIOD).await;
     }
     Ok(())
+}
+
+/// What was written meanwhile is handed over, too: the registry lets nobody go with an only copy.
+async fn record(parts: &Parts) -> Result<(), Status> {
+    let deadline = Instant::now() + HAND_OVER_TIME_MAX;
+    loop {
+        handover::hand_over(parts, deadline).await?;
+        let epoch = parts.epoch().ok_or_else(|| {
+            Status::new(Code::Unavailable, "this node has not come up yet; try again in a moment")
+        })?;
+        let leave = LeaveNode { node: parts.node.0, epoch: epoch.0, keep_files: true };
+        let leave = command::Kind::LeaveNode(leave);
+        match parts.proposer.propose(leave, RECORD_TIME_MAX).await {
+            Err(RegistryError::Refused(Refused::OnlyCopies(_))) if Instant::now() < deadline => {}
+            done => return done.map(drop).map_err(registry_status),
+        }
+    }
 }
 
 /// Somebody must be there to go on: without this node's vote the rest must still be a majority.

@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod departure;
 pub mod facts;
 pub mod founding;
+pub mod handover;
 pub mod joining;
 pub mod leader;
 pub mod lifecycle;

@@ -12,6 +12,7 @@ use super::leader::Leader;
 use super::lifecycle::{Lifecycle, Refusals, Standing};
 use super::proposer::Proposer;
 use super::service::{ClusterService, Desk, keep_authority, learn_leader, renew};
+use crate::api::status::advice;
 use crate::membership::{self, Membership, Timings};
 use crate::registry::{Options, Registry, Timing};
 use crate::services::{self, ServiceError, Services};
@@ -326,6 +327,24 @@ fn spawn_tasks(
     parts.tasks.spawn_lasting("lifecycle", lifecycle.run(parts.stop()));
     parts.tasks.spawn_lasting("leader", leader.run(parts.stop()));
     parts.tasks.spawn_lasting("renewal", renewal(parts.clone(), credentials));
+    parts.tasks.spawn_lasting("standing", tell_turned_away(parts.clone()));
+}
+
+/// Has the log say what to do when the others do not speak to this node.
+async fn tell_turned_away(parts: Parts) {
+    let (stop, mut changes) = (parts.stop(), parts.identity.turned_away_changes());
+    loop {
+        tokio::select! {
+            () = stop.requested() => return,
+            Ok(()) = changes.changed() => {
+                let why = *changes.borrow_and_update();
+                match why {
+                    Some(why) => tracing::error!("{}", advice(why, &parts.name)),
+                    None => tracing::info!("the other nodes speak to this one again"),
+                }
+            }
+        }
+    }
 }
 
 /// Keeps the certificate valid, and each new one on disk before the old one ends.

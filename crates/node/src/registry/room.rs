@@ -50,8 +50,11 @@ impl Room {
     /// A write has found no room.
     pub fn exhausted(&self) {
         self.full.store(true, Ordering::Relaxed);
-        // Missing already or not removable: either way there is nothing more to give.
-        let _ = self.disk.remove(RESERVE);
+        // Missing already or not removable: either way there is nothing more to give. A removal that
+        // is not synced may give nothing, either.
+        if self.disk.remove(RESERVE).is_ok() {
+            let _ = self.disk.sync_dir();
+        }
     }
 
     fn keep_reserve(&self) -> Result<(), DiskError> {

@@ -1,0 +1,150 @@
+//! What a node that leaves holds goes to those who stay.
+//!
+//! Invariant: when `hand_over` returns, each chunk that was known when it began is on as many of the
+//! others as a write of today would ask for without this node, so that the loss of any minority of
+//! them leaves a copy. Full numbers are repair's affair, afterwards.
+
+use super::running::Parts;
+use crate::api::registry_status;
+use crate::registry::RegistryError;
+use futures_util::future::join_all;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+use unum_core::placement::chunks::{Place, place};
+use unum_core::tree::{Chunk, TreeError};
+use unum_net::{Code, Status};
+use unum_proto::ids::{ChunkId, NodeId};
+use unum_proto::registry::{command, reply};
+use unum_proto::tree::{SetReplicas, TreeCommand, tree_command};
+
+/// Chunks looked at in one step of the walk.
+const SCAN_MAX: usize = 1024;
+/// Chunks copied at the same time.
+const COPIES_MAX: usize = 4;
+/// One chunk to one node.
+const COPY_TIME_MAX: Duration = Duration::from_secs(20);
+const RECORD_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Copies what too few of the others have.
+pub async fn hand_over(parts: &Parts, deadline: Instant) -> Result<(), Status> {
+    parts.registry.barrier(RECORD_TIME_MAX).await.map_err(registry_status)?;
+    let heirs = Heirs::of(parts);
+    let mut after = None;
+    loop {
+        let walk = parts.registry.read(|state| state.tree().chunks_on(parts.node, after, SCAN_MAX));
+        let lacking: Vec<(ChunkId, Chunk)> =
+            walk.found.into_iter().filter(|(_, chunk)| heirs.lack(chunk)).collect();
+        for batch in lacking.chunks(COPIES_MAX) {
+            if Instant::now() >= deadline {
+                return Err(unfinished("it takes longer than expected"));
+            }
+            let copies = batch.iter().map(|(id, chunk)| heirs.take(parts, *id, chunk));
+            join_all(copies).await.into_iter().collect::<Result<(), Status>>()?;
+        }
+        match walk.next {
+            Some(next) => after = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+fn unfinished(why: &str) -> Status {
+    Status::new(
+        Code::Unavailable,
+        format!(
+            "this node holds parts of files that too few others have, and could not hand them all \
+             over: {why}; the node is still a member. Run `unum leave` again to go on, make room \
+             or add a node, or lose them with --force"
+        ),
+    )
+}
+
+/// Those who stay.
+struct Heirs {
+    living: BTreeSet<NodeId>,
+    /// Of how many of them each chunk must have a copy.
+    needed: usize,
+}
+
+impl Heirs {
+    fn of(parts: &Parts) -> Self {
+        let mut living = parts.services.replicas.alive();
+        living.remove(&parts.node);
+        let staying = parts
+            .registry
+            .read(|state| state.nodes().members().filter(|member| member.id != parts.node).count());
+        let minority = staying.saturating_sub(1) / 2;
+        let wanted = parts.services.replicas.factor().min(living.len());
+        Self { living, needed: (minority + 1).min(wanted).max(1) }
+    }
+
+    fn having(&self, chunk: &Chunk) -> usize {
+        chunk.replicas.iter().filter(|node| self.living.contains(node)).count()
+    }
+
+    fn lack(&self, chunk: &Chunk) -> bool {
+        self.having(chunk) < self.needed
+    }
+
+    async fn take(&self, parts: &Parts, id: ChunkId, chunk: &Chunk) -> Result<(), Status> {
+        let replicas = &parts.services.replicas;
+        let deadline = Instant::now() + COPY_TIME_MAX;
+        let data = replicas.read(id, &chunk.replicas, 0, chunk.length, deadline).await;
+        let data = data.map_err(|error| unfinished(&error.to_string()))?;
+        if *blake3::hash(&data).as_bytes() != chunk.hash {
+            return Err(unfinished(&format!("chunk {id} is rotten here: its hash does not match")));
+        }
+        let mut now: BTreeSet<NodeId> = chunk.replicas.iter().copied().collect();
+        let mut having = self.having(chunk);
+        let mut last = String::from("no other node is there");
+        for node in self.in_order(id).into_iter().filter(|node| !chunk.replicas.contains(node)) {
+            if having >= self.needed {
+                break;
+            }
+            let (node, put) = replicas.put(node, id, chunk.hash, data.clone(), deadline).await;
+            match put {
+                Ok(()) => {
+                    now.insert(node);
+                    having += 1;
+                }
+                Err(status) => last = format!("{node}: {status}"),
+            }
+        }
+        if having < self.needed {
+            return Err(unfinished(&last));
+        }
+        // This node's own copy will be gone.
+        now.remove(&parts.node);
+        set_replicas(parts, id, chunk, &now).await
+    }
+
+    fn in_order(&self, id: ChunkId) -> Vec<NodeId> {
+        let places: Vec<_> =
+            self.living.iter().map(|node| Place { node: *node, weight: 1 }).collect();
+        place(id, &places, places.len())
+    }
+}
+
+async fn set_replicas(
+    parts: &Parts,
+    id: ChunkId,
+    chunk: &Chunk,
+    replicas: &BTreeSet<NodeId>,
+) -> Result<(), Status> {
+    let set = SetReplicas {
+        chunk: Some(id.into()),
+        expected: chunk.replicas.iter().map(|node| node.0).collect(),
+        replicas: replicas.iter().map(|node| node.0).collect(),
+    };
+    let set = TreeCommand::from(tree_command::Command::SetReplicas(set));
+    let done = parts.proposer.propose(command::Kind::Tree(set), RECORD_TIME_MAX).await;
+    let reply::Kind::Tree(reply) = done.map_err(registry_status)? else {
+        return Err(registry_status(RegistryError::Stopped));
+    };
+    match unum_core::tree::outcome(&reply) {
+        // Deleted meanwhile, or changed by repair: the registry's own check finds what is left.
+        Ok(_) | Err(TreeError::Stale | TreeError::NotFound) => Ok(()),
+        Err(error) => Err(Status::internal(error.to_string())),
+    }
+}
