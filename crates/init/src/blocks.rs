@@ -20,7 +20,7 @@ const FORKS_PER_MS_MAX: u32 = 25;
 
 /// Bounds of the time between two looks at the cursor.
 const LOOK_MIN: Duration = Duration::from_millis(1);
-const LOOK_MAX: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// The kernel reserves the PIDs below; it never gives them once past.
 const FIRST_PID: u32 = 301;

@@ -5,17 +5,20 @@
 //! time; each is decided anew from what is committed, so a new leader simply goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::SerdeInstant;
 use openraft::{AsyncRuntime, ChangeMembers, Instant, RaftMetrics};
+use tokio::sync::watch;
 use unum_core::registry::voters::{self, Health, Member};
 use unum_core::time::Time;
 use unum_proto::ids::NodeId;
 
-use super::limits::{DISK_CHECK, LOG_KEPT_ENTRIES, SNAPSHOT_LOG_BYTES};
+use super::limits::{DISK_CHECK, DISK_CHECK_QUIET, LOG_KEPT_ENTRIES, SNAPSHOT_LOG_BYTES};
 use super::log::LogSize;
 use super::shell::Core;
 use super::types::Types;
@@ -33,7 +36,13 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn control_members<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
     let mut dead = Silence::<RT>::default();
     loop {
-        RT::sleep(CONTROL_PERIOD).await;
+        if !core.raft.server_metrics().borrow_watched().state.is_leader() {
+            dead = Silence::default();
+            if core.raft.server_metrics().wait_until(|now| now.state.is_leader()).await.is_err() {
+                return;
+            }
+        }
+        core.pace.beat(CONTROL_PERIOD).await;
         let metrics = core.raft.metrics().borrow_watched().clone();
         if metrics.running_state.is_err() {
             return;
@@ -129,10 +138,17 @@ fn next_change<RT: AsyncRuntime>(
     (!departed.is_empty()).then_some(ChangeMembers::RemoveNodes(departed))
 }
 
-/// Keeps the log short and the disk's room known.
+/// Keeps the log short and the disk's room known: often while entries come or there is no room,
+/// seldom while only others can fill the disk.
 pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>, log: LogSize) {
+    let mut applied = core.shared.watch();
+    let mut server = core.raft.server_metrics();
     loop {
-        RT::sleep(DISK_CHECK).await;
+        let ended = server.wait_until(|_| false);
+        let due = until_house_needs(&core, &mut applied);
+        if let Either::Left(_) = select(pin!(ended), pin!(due)).await {
+            return;
+        }
         let metrics = core.raft.metrics().borrow_watched().clone();
         if metrics.running_state.is_err() {
             return;
@@ -149,4 +165,15 @@ pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>, log: LogSize) {
             };
         }
     }
+}
+
+async fn until_house_needs<RT: AsyncRuntime>(core: &Core<RT>, applied: &mut watch::Receiver<u64>) {
+    applied.borrow_and_update();
+    let busy = async {
+        if !core.room.is_full() {
+            select(pin!(applied.changed()), pin!(core.room.until_exhausted())).await;
+        }
+        RT::sleep(DISK_CHECK).await;
+    };
+    select(pin!(busy), pin!(RT::sleep(DISK_CHECK_QUIET))).await;
 }
