@@ -274,11 +274,9 @@ async fn repair(files: Arc<Files>, cluster: Arc<dyn Cluster>) {
     loop {
         sleep(pause).await;
         let applied = *applied.borrow_and_update();
-        let seen =
-            Seen { applied, places: cluster.counting(), wanted: files.replicas().factor() };
-        let is_done = |(walked, at): &(Seen, Instant)| {
-            *walked == seen && at.elapsed() < REPAIR_SWEEP_PERIOD
-        };
+        let seen = Seen { applied, places: cluster.counting(), wanted: files.replicas().factor() };
+        let is_done =
+            |(walked, at): &(Seen, Instant)| *walked == seen && at.elapsed() < REPAIR_SWEEP_PERIOD;
         if done.as_ref().is_some_and(is_done) {
             pause = REPAIR_PAUSE;
             continue;

@@ -4,7 +4,7 @@
 use super::codec::{Identity, RUN_STRIDE};
 use super::gossip::{Gossip, MemberState, Outgoing, Timings, View};
 use super::loads::read_machine;
-use crate::tasks::{Stop, Tasks};
+use crate::tasks::{Stop, Tasks, beat};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,8 +160,8 @@ struct Service {
 
 impl Service {
     async fn run(mut self, stop: Stop) {
-        let mut loads = tokio::time::interval(LOAD_PERIOD);
-        loads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.report_load();
+        let mut loads = Box::pin(beat(LOAD_PERIOD));
         loop {
             let wakeup = self.gossip.next_wakeup().map(|at| self.start + at);
             // Packets come before timers: what has arrived may refute what is about to be said.
@@ -170,7 +170,10 @@ impl Service {
                 () = stop.requested() => break,
                 Ok(()) = self.contacts.changed() => self.learn_contacts(),
                 Some((from, packet)) = self.inbox.recv() => self.receive(from, &packet),
-                _ = loads.tick() => self.report_load(),
+                () = &mut loads => {
+                    self.report_load();
+                    loads.set(beat(LOAD_PERIOD));
+                }
                 () = sleep_until(wakeup) => self.gossip.tick(self.start.elapsed()),
             }
             self.flush();
