@@ -23,8 +23,8 @@ use super::log::LogSize;
 use super::shell::Core;
 use super::types::Types;
 
-/// Between two looks at the membership.
-const CONTROL_PERIOD: Duration = Duration::from_millis(200);
+/// Heartbeats between two looks at the membership.
+const CONTROL_BEATS: u32 = 2;
 /// A member whose last acknowledgement is older than this counts as dead.
 const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// Entries that a learner may lag behind and still count as caught up.
@@ -42,7 +42,7 @@ pub async fn control_members<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
                 return;
             }
         }
-        core.pace.beat(CONTROL_PERIOD).await;
+        core.pace.beats(CONTROL_BEATS).await;
         let metrics = core.raft.metrics().borrow_watched().clone();
         if metrics.running_state.is_err() {
             return;

@@ -19,16 +19,18 @@ use openraft::{AsyncRuntime, Instant};
 use super::shell::Core;
 use super::start::Timing;
 
-/// When this node last heard from a leader that it follows, and the grid that its timers share.
+/// When this node last heard from a leader that it follows, and the beat that the leader's timers
+/// share.
 pub struct Pace<RT: AsyncRuntime> {
     started: RT::Instant,
+    beat: Duration,
     /// Held only to copy it.
     heard: Mutex<Option<RT::Instant>>,
 }
 
 impl<RT: AsyncRuntime> Pace<RT> {
-    pub fn new() -> Self {
-        Self { started: RT::Instant::now(), heard: Mutex::new(None) }
+    pub fn new(timing: &Timing) -> Self {
+        Self { started: RT::Instant::now(), beat: beat(timing), heard: Mutex::new(None) }
     }
 
     /// A leader's message that was followed came at `at`.
@@ -42,13 +44,19 @@ impl<RT: AsyncRuntime> Pace<RT> {
         heard.map(|at| at.elapsed())
     }
 
-    /// Until the next multiple of `period` since the start, so that timers of this node which need
-    /// no exact moment end together and wake it once.
-    pub async fn beat(&self, period: Duration) {
+    /// Until the next multiple of so many beats since the start: timers that need no exact moment
+    /// end together and wake this node once.
+    pub async fn beats(&self, count: u32) {
+        let period = self.beat * count.max(1);
         let periods = self.started.elapsed().as_nanos() / period.as_nanos().max(1) + 1;
         let after = period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
         RT::sleep_until(self.started + after).await;
     }
+}
+
+/// Between two heartbeats: as long as openraft lets it be at most, for it rounds up to a tick.
+fn beat(timing: &Timing) -> Duration {
+    Duration::from_millis(timing.heartbeat_ms) * 77 / 64
 }
 
 /// How long after the leader was heard the tick may rest: with one tick (a fifth of a heartbeat) and
@@ -64,7 +72,6 @@ fn rest_left(rest: Duration, silence: Option<Duration>) -> Option<Duration> {
 
 /// Runs until consensus ends.
 pub async fn keep_pace<RT: AsyncRuntime>(core: Arc<Core<RT>>, timing: Timing) {
-    let heartbeat = Duration::from_millis(timing.heartbeat_ms);
     let rest = rest(&timing);
     let mut metrics = core.raft.server_metrics();
     loop {
@@ -76,7 +83,7 @@ pub async fn keep_pace<RT: AsyncRuntime>(core: Arc<Core<RT>>, timing: Timing) {
         }
         let pause = async {
             match leads {
-                true => core.pace.beat(heartbeat).await,
+                true => core.pace.beats(1).await,
                 false => RT::sleep(left.unwrap_or(rest)).await,
             }
         };
@@ -98,6 +105,9 @@ mod tests {
             let timing = Timing { heartbeat_ms, election_min_ms, election_max_ms: 500 };
             let tick = Duration::from_millis(heartbeat_ms) * 13 / 64;
             let rest = rest(&timing);
+            assert!(
+                beat(&timing) + tick < Duration::from_millis(election_min_ms) || heartbeat_ms < 20
+            );
             assert!(rest + tick < Duration::from_millis(election_min_ms));
             assert_eq!(rest_left(rest, None), None, "never heard of a leader");
             assert_eq!(rest_left(rest, Some(rest)), None);

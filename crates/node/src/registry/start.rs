@@ -211,7 +211,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             transport: options.transport,
             clock: options.clock,
             room,
-            pace: Pace::new(),
+            pace: Pace::new(&options.timing),
             offload: options.offload,
             snapshots: recovered.snapshots,
             mutation: options.mutation,
