@@ -20,7 +20,9 @@ const FORKS_PER_MS_MAX: u32 = 25;
 
 /// Bounds of the time between two looks at the cursor.
 const LOOK_MIN: Duration = Duration::from_millis(1);
-const LOOK_MAX: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// The longest pause while the PIDs ahead may all be in use.
+const LOOK_CROWDED: Duration = Duration::from_millis(20);
 
 /// The kernel reserves the PIDs below; it never gives them once past.
 const FIRST_PID: u32 = 301;
@@ -128,7 +130,11 @@ impl Guard {
         let Some(block) = self.blocks.get(self.current) else { return LOOK_MAX };
         let left = block.hi.saturating_sub(last + 1);
         // Half of the time that they last: the wake-up may be late by as much again.
-        Duration::from_millis(u64::from(left / FORKS_PER_MS_MAX / 2)).clamp(LOOK_MIN, LOOK_MAX)
+        let lasting = |left: u32| Duration::from_millis(u64::from(left / FORKS_PER_MS_MAX / 2));
+        // The cursor skips what is in use, at worst all at once; crowded blocks are looked at often
+        // anyway.
+        let free = lasting(left.saturating_sub(self.tasks));
+        free.max(lasting(left).min(LOOK_CROWDED)).clamp(LOOK_MIN, LOOK_MAX)
     }
 
     pub fn counted(&mut self, tasks: u32) {

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use unum_proto::init::{
     Answer, Ask, Attach, Attached, CloseOutput, Continued, Done, EXIT_RECORDS_MAX, Exited,
     FRAME_SIZE_MAX, Failed, Fault, FromInit, Graft, Happened, Hello, HelloAsk, Input,
@@ -41,6 +43,10 @@ const UNREAD_SIZE_MAX: usize = 64 << 20;
 
 /// Between two looks at what is not urgent.
 const SLOW_TICK: Duration = Duration::from_millis(250);
+/// How often an ending world is looked at: whether it is empty.
+const ENDING_LOOK: Duration = Duration::from_millis(20);
+/// How often an empty one is: somebody may have entered it from outside.
+const EMPTY_LOOK: Duration = Duration::from_secs(2);
 
 /// The grace of a shutdown that was asked for by a signal.
 const SIGNAL_GRACE: Duration = Duration::from_secs(5);
@@ -150,8 +156,7 @@ impl World {
     pub fn run(&mut self) -> io::Result<()> {
         loop {
             self.guard_pids();
-            let pause = self.guard.pause(self.last_pid);
-            for token in self.poll.wait(pause)? {
+            for token in self.poll.wait(self.pause())? {
                 self.guard_pids();
                 self.serve(token);
             }
@@ -166,6 +171,18 @@ impl World {
                 return Ok(());
             }
         }
+    }
+
+    /// How long nothing needs a look if no descriptor says otherwise.
+    fn pause(&self) -> Duration {
+        if self.ending.is_some() {
+            return ENDING_LOOK;
+        }
+        if has_children() || self.programs.values().any(|program| program.has_terminal) {
+            return self.guard.pause(self.last_pid).min(SLOW_TICK);
+        }
+        // Nobody is here who takes PIDs, or whom the slow tick looks after.
+        EMPTY_LOOK
     }
 
     fn serve(&mut self, token: u64) {
@@ -1135,6 +1152,12 @@ fn open_cursor(missing: &mut Vec<String>) -> Option<PidCursor> {
             None
         }
     }
+}
+
+/// Whether the world has any process but PID 1: those whose parents ended are its children too.
+fn has_children() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
 }
 
 fn move_cursor(cursor: &PidCursor, to: Move) -> io::Result<()> {

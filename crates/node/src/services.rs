@@ -30,7 +30,7 @@ use crate::processes::{Nodes, Processes};
 use crate::registry::{Registry, system_clock};
 use crate::settings::Settings;
 use crate::store::{ChunkError, ChunkOptions, ChunkQueue, ChunkStore};
-use crate::tasks::{Stop, Tasks};
+use crate::tasks::{Stop, Tasks, beat};
 use crate::world::{self, World};
 
 /// How long programs may take to end when the node stops.
@@ -327,7 +327,7 @@ async fn report(services: Arc<Services>, world: World) {
                 load.storage_free = space.free_bytes;
             }
         });
-        tokio::time::sleep(REPORT_PAUSE).await;
+        beat(REPORT_PAUSE).await;
     }
 }
 

@@ -5,7 +5,7 @@ use super::observe::Newcomers;
 use super::proposer::Proposer;
 use crate::membership::Membership;
 use crate::registry::Registry;
-use crate::tasks::Stop;
+use crate::tasks::{Stop, beat};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use unum_core::time::Time;
@@ -37,7 +37,7 @@ impl Leader {
             tokio::select! {
                 () = stop.requested() => return,
                 Ok(()) = seen.changed() => { seen.borrow_and_update(); }
-                () = tokio::time::sleep(LOOK_PERIOD) => {}
+                () = beat(LOOK_PERIOD) => {}
             }
         }
     }

@@ -10,7 +10,7 @@ use super::proposer::Proposer;
 use super::service::learn_leader;
 use crate::membership::Membership;
 use crate::registry::{Registry, RegistryError};
-use crate::tasks::Stop;
+use crate::tasks::{Stop, beat};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -84,7 +84,7 @@ impl Lifecycle {
                 Ok(()) = applied.changed(), if retry == LOOK_PERIOD => {
                     applied.borrow_and_update();
                 }
-                () = tokio::time::sleep(retry) => {}
+                () = beat(retry) => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use super::authority::Authority;
 use super::facts;
 use super::proposer::Proposer;
 use crate::registry::{Registry, RegistryError};
-use crate::tasks::Stop;
+use crate::tasks::{Stop, beat};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -269,8 +269,12 @@ pub async fn keep_authority(
     stop: Stop,
 ) {
     while !stop.is_requested() {
+        if authority.is_held() {
+            // For good.
+            return stop.requested().await;
+        }
         let standing = registry.standing();
-        if !authority.is_held() && standing.voters.contains(&own) {
+        if standing.voters.contains(&own) {
             let others = standing.voters.into_iter().filter(|node| *node != own);
             for node in standing.leader.into_iter().filter(|node| *node != own).chain(others) {
                 match fetch_authority(&client, node, &authority).await {
@@ -281,7 +285,7 @@ pub async fn keep_authority(
         }
         tokio::select! {
             () = stop.requested() => return,
-            () = tokio::time::sleep(AUTHORITY_LOOK_PERIOD) => {}
+            () = beat(AUTHORITY_LOOK_PERIOD) => {}
         }
     }
 }

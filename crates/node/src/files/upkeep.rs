@@ -35,8 +35,13 @@ const QUESTION_TIME_MAX: Duration = Duration::from_secs(5);
 /// between them saw them. The pause is far longer than a call that is about to open the file.
 const LEFTOVER_PAUSE: Duration = Duration::from_secs(60);
 
-/// Pause between two walks through the chunk table for chunks that lack replicas.
+/// Pause between two looks whether chunks may lack replicas.
 const REPAIR_PAUSE: Duration = Duration::from_secs(5);
+/// The chunk table is walked after so long even if nothing seems to have changed.
+const REPAIR_SWEEP_PERIOD: Duration = Duration::from_secs(600);
+/// After a walk, this many times as long as it took is rested: a long table that changes all the
+/// time takes a small share of a core.
+const REPAIR_REST: u32 = 50;
 /// Chunks looked at, and chunks copied at the same time, in one step of a walk.
 const REPAIR_SCAN_MAX: usize = 4096;
 const REPAIR_COPIES_MAX: usize = 4;
@@ -202,7 +207,12 @@ fn leftovers(files: &Files) -> BTreeSet<Leftover> {
 
 /// Rule 4 of the contract, on the leader.
 async fn reap(files: Arc<Files>, cluster: Arc<dyn Cluster>, client: Client) {
+    let mut applied = files.parts.registry.watch();
     loop {
+        let none = files.look(|tree| tree.orphans_after(None).next().is_none());
+        if none && applied.changed().await.is_err() {
+            return;
+        }
         sleep(REAP_PAUSE).await;
         if !cluster.leads() {
             continue;
@@ -247,37 +257,61 @@ async fn nobody_has(
     (!free.is_empty()).then_some(free)
 }
 
-/// The first living replica of a chunk that has too few makes the others.
+/// What a walk through the chunk table depends on.
+#[derive(Clone, PartialEq)]
+struct Seen {
+    applied: u64,
+    places: Vec<Place>,
+    wanted: usize,
+}
+
+/// The first living replica of a chunk that has too few makes the others. The table is walked when
+/// something changed that may leave a chunk with too few, and now and then if not.
 async fn repair(files: Arc<Files>, cluster: Arc<dyn Cluster>) {
+    let mut applied = files.parts.registry.watch();
+    let mut done: Option<(Seen, Instant)> = None;
+    let mut pause = REPAIR_PAUSE;
     loop {
-        sleep(REPAIR_PAUSE).await;
-        let places = cluster.counting();
-        let live: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
-        let wanted = files.replicas().factor();
-        let mut after = None;
-        loop {
-            let walk =
-                files.look(|tree| tree.chunks_lacking(&live, wanted, after, REPAIR_SCAN_MAX));
-            let node = files.parts.node;
-            let mine: Vec<Lacking> = walk
-                .found
-                .into_iter()
-                .filter(|lacking| lacking.live.first() == Some(&node))
-                .collect();
-            for batch in mine.chunks(REPAIR_COPIES_MAX) {
-                let copies =
-                    batch.iter().map(|lacking| replicate(&files, lacking, &places, wanted));
-                for result in join_all(copies).await {
-                    if let Err(why) = result {
-                        tracing::warn!(%why, "a chunk still lacks replicas");
-                    }
+        sleep(pause).await;
+        let applied = *applied.borrow_and_update();
+        let seen = Seen { applied, places: cluster.counting(), wanted: files.replicas().factor() };
+        let is_done =
+            |(walked, at): &(Seen, Instant)| *walked == seen && at.elapsed() < REPAIR_SWEEP_PERIOD;
+        if done.as_ref().is_some_and(is_done) {
+            pause = REPAIR_PAUSE;
+            continue;
+        }
+        let start = Instant::now();
+        let whole = repair_all(&files, &seen.places, seen.wanted).await;
+        done = whole.then_some((seen, start));
+        pause = REPAIR_PAUSE.max(start.elapsed() * REPAIR_REST);
+    }
+}
+
+/// One walk. Returns whether nothing is left to do for this node.
+async fn repair_all(files: &Files, places: &[Place], wanted: usize) -> bool {
+    let node = files.parts.node;
+    let live: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
+    let mut after = None;
+    let mut whole = true;
+    loop {
+        let walk = files.look(|tree| tree.chunks_lacking(&live, wanted, after, REPAIR_SCAN_MAX));
+        let mine: Vec<Lacking> =
+            walk.found.into_iter().filter(|lacking| lacking.live.first() == Some(&node)).collect();
+        for batch in mine.chunks(REPAIR_COPIES_MAX) {
+            let copies = batch.iter().map(|lacking| replicate(files, lacking, places, wanted));
+            for result in join_all(copies).await {
+                if let Err(why) = result {
+                    tracing::warn!(%why, "a chunk still lacks replicas");
+                    whole = false;
                 }
             }
-            match walk.next {
-                Some(next) => after = Some(next),
-                None => break,
-            }
         }
+        match walk.next {
+            Some(next) => after = Some(next),
+            None => return whole,
+        }
+        tokio::task::yield_now().await;
     }
 }
 
@@ -369,7 +403,9 @@ async fn garbage_pass(
 
 /// Replaces many short extents by one chunk, so that files written in small pieces read well.
 async fn lay_out_anew(files: Arc<Files>) {
-    loop {
+    // Only writes make files ragged, and they are applied just before that is noted.
+    let mut applied = files.parts.registry.watch();
+    while applied.changed().await.is_ok() {
         sleep(RAGGED_PAUSE).await;
         let batch: Vec<(Ino, u64)> = {
             let mut ragged = files.ragged.lock().unwrap_or_else(PoisonError::into_inner);

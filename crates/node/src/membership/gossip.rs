@@ -31,11 +31,12 @@ pub const LATENESS_MAX: Duration = Duration::from_millis(60);
 const GRACE: Duration = Duration::from_millis(30);
 /// How often nodes that are not alive are called again.
 pub const ANNOUNCE_PERIOD: Duration = Duration::from_millis(500);
+/// How often it is looked for such nodes when gossip told of none.
+const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 /// Contacts called in one announcement.
 const ANNOUNCE_CONTACTS_MAX: usize = 8;
 const INDIRECT_PROBES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 const UPDATE_TRANSMISSIONS: NonZeroU8 = NonZeroU8::new(6).unwrap();
-const SPREAD_PERIOD: Duration = Duration::from_millis(200);
 const REMOVE_DOWN_AFTER: Duration = Duration::from_secs(60);
 
 /// How quickly the dead are found, and how patient that is.
@@ -158,6 +159,9 @@ impl Gossip {
         let now = self.clock.read(now);
         self.act(now, |foca, runtime| foca.handle_data(packet, runtime))
             .map_err(|error| PacketError::Refused(error.to_string()))?;
+        if matches!(header.message, foca::Message::Ack(_)) {
+            self.pass_probe_stage(header.src, now);
+        }
         self.warn_if_suspect(caller)
     }
 
@@ -173,6 +177,19 @@ impl Gossip {
             self.outgoing.push(Outgoing { to: caller, packet });
         }
         Ok(())
+    }
+
+    /// The timer of the indirect probes of a node that has answered does nothing but has to be
+    /// fired once: now, rather than by a wake-up of its own. (If the answer was to an older probe,
+    /// the others are asked a little early.)
+    fn pass_probe_stage(&mut self, answered: Identity, now: Duration) {
+        let is_its_stage = |timer: &foca::Timer<Identity>| matches!(timer, foca::Timer::SendIndirectProbe { probed_id, .. } if *probed_id == answered);
+        let key = self.timers.iter().find(|(_, timer)| is_its_stage(timer)).map(|(key, _)| *key);
+        if let Some(timer) = key.and_then(|key| self.timers.remove(&key))
+            && let Err(error) = self.act(now, |foca, runtime| foca.handle_timer(timer, runtime))
+        {
+            tracing::debug!(%error, "gossip timer");
+        }
     }
 
     /// Fires what is due. To be called at `next_wakeup` or soon after.
@@ -267,7 +284,6 @@ impl Gossip {
     }
 
     fn announce(&mut self, now: Duration) {
-        self.announce_at = now + ANNOUNCE_PERIOD;
         let known = self.known();
         let alive =
             |node: &NodeId| known.get(node).is_some_and(|(state, _)| !matches!(state, State::Down));
@@ -279,6 +295,7 @@ impl Gossip {
                 known.get(node).map_or(Identity { node: *node, run: 0 }, |(_, identity)| *identity)
             })
             .collect();
+        self.announce_at = now + if silent.is_empty() { SWEEP_PERIOD } else { ANNOUNCE_PERIOD };
         let first = if silent.is_empty() { 0 } else { self.timer_count as usize % silent.len() };
         self.timer_count += 1;
         let turn = silent.iter().cycle().skip(first).take(silent.len().min(ANNOUNCE_CONTACTS_MAX));
@@ -311,6 +328,9 @@ impl Gossip {
         for note in effects.notes {
             newcomers |=
                 matches!(note, OwnedNotification::MemberUp(_) | OwnedNotification::Rename(_, _));
+            if matches!(note, OwnedNotification::MemberDown(_)) {
+                self.announce_at = self.announce_at.min(now + ANNOUNCE_PERIOD);
+            }
             tracing::debug!(?note, "gossip");
         }
         // Who has just come has missed what this node told of its load.
@@ -352,7 +372,8 @@ fn config(timings: Timings) -> foca::Config {
         periodic_announce: None,
         periodic_announce_to_down_members: None,
         periodic_gossip: Some(foca::PeriodicParams {
-            frequency: SPREAD_PERIOD,
+            // The same as that of the probes: one wake-up serves both.
+            frequency: timings.period,
             num_members: INDIRECT_PROBES,
         }),
     }

@@ -3,6 +3,7 @@
 use super::codec::Identity;
 use prost::Message as _;
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unum_proto::cluster::Load;
 use unum_proto::ids::NodeId;
@@ -65,19 +66,31 @@ impl foca::BroadcastHandler<Identity> for Loads {
     }
 }
 
-/// What this machine has to offer now. Values the kernel does not tell stay 0.
+/// The cores that this daemon may use.
+pub fn read_cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+}
+
+/// What this machine has to offer now, but for its cores, which change seldom and are costly to ask
+/// for. Values the kernel does not tell stay 0.
 pub fn read_machine() -> Load {
-    let average = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let average = read_start("/proc/loadavg");
+    let memory = read_start("/proc/meminfo");
     let (load_milli, runnable) = parse_load_average(&average);
     Load {
-        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
         load_milli,
         runnable,
         memory_total: parse_memory(&memory, "MemTotal:"),
         memory_free: parse_memory(&memory, "MemAvailable:"),
         ..Load::default()
     }
+}
+
+/// The start of a small file, with one read: enough for what is looked for here.
+fn read_start(path: &str) -> String {
+    let mut start = [0; 1024];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
+    String::from_utf8_lossy(start.get(..read).unwrap_or_default()).into_owned()
 }
 
 /// `0.52 0.42 0.35 2/123 4567`: the first minute's average, and the tasks running now without the
@@ -104,7 +117,7 @@ mod tests {
         assert_eq!(parse_load_average("nonsense"), (0, 0));
         assert_eq!(parse_memory("MemTotal: 10 kB\nMemAvailable:   7 kB\n", "MemAvailable:"), 7168);
         let machine = read_machine();
-        assert!(machine.cores > 0 && machine.memory_free > 0);
+        assert!(read_cores() > 0 && machine.memory_free > 0);
         assert!(machine.memory_free <= machine.memory_total);
     }
 

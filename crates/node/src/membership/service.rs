@@ -3,8 +3,8 @@
 
 use super::codec::{Identity, RUN_STRIDE};
 use super::gossip::{Gossip, MemberState, Outgoing, Timings, View};
-use super::loads::read_machine;
-use crate::tasks::{Stop, Tasks};
+use super::loads::{read_cores, read_machine};
+use crate::tasks::{Stop, Tasks, beat};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,8 +160,8 @@ struct Service {
 
 impl Service {
     async fn run(mut self, stop: Stop) {
-        let mut loads = tokio::time::interval(LOAD_PERIOD);
-        loads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.report_load();
+        let mut loads = Box::pin(beat(LOAD_PERIOD));
         loop {
             let wakeup = self.gossip.next_wakeup().map(|at| self.start + at);
             // Packets come before timers: what has arrived may refute what is about to be said.
@@ -170,7 +170,10 @@ impl Service {
                 () = stop.requested() => break,
                 Ok(()) = self.contacts.changed() => self.learn_contacts(),
                 Some((from, packet)) = self.inbox.recv() => self.receive(from, &packet),
-                _ = loads.tick() => self.report_load(),
+                () = &mut loads => {
+                    self.report_load();
+                    loads.set(beat(LOAD_PERIOD));
+                }
                 () = sleep_until(wakeup) => self.gossip.tick(self.start.elapsed()),
             }
             self.flush();
@@ -195,7 +198,11 @@ impl Service {
 
     fn report_load(&mut self) {
         let service = *self.membership.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, looks) = &mut self.reported;
+        *looks += 1;
+        let due = *looks >= LOAD_SILENCE_MAX || last.cores == 0;
         let load = Load {
+            cores: if due { read_cores() } else { last.cores },
             programs: service.programs,
             storage_total: service.storage_total,
             storage_free: service.storage_free,
@@ -203,9 +210,7 @@ impl Service {
             applied: service.applied,
             ..read_machine()
         };
-        let (last, looks) = &mut self.reported;
-        *looks += 1;
-        if *looks >= LOAD_SILENCE_MAX || differs(last, &load) {
+        if due || differs(last, &load) {
             self.reported = (load, 0);
             self.gossip.report(load);
         }

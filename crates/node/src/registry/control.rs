@@ -5,22 +5,25 @@
 //! time; each is decided anew from what is committed, so a new leader simply goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::SerdeInstant;
 use openraft::{AsyncRuntime, ChangeMembers, Instant, RaftMetrics};
+use tokio::sync::watch;
 use unum_core::registry::voters::{self, Health, Member};
 use unum_core::time::Time;
 use unum_proto::ids::NodeId;
 
-use super::limits::{DISK_CHECK, LOG_KEPT_ENTRIES, SNAPSHOT_LOG_BYTES};
+use super::limits::{DISK_CHECK, DISK_CHECK_QUIET, LOG_KEPT_ENTRIES, SNAPSHOT_LOG_BYTES};
 use super::shell::Core;
 use super::types::Types;
 
-/// Between two looks at the membership.
-const CONTROL_PERIOD: Duration = Duration::from_millis(200);
+/// Heartbeats between two looks at the membership.
+const CONTROL_BEATS: u32 = 2;
 /// A member whose last acknowledgement is older than this counts as dead.
 const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// Entries that a learner may lag behind and still count as caught up.
@@ -32,7 +35,13 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn control_members<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
     let mut dead = Silence::<RT>::default();
     loop {
-        RT::sleep(CONTROL_PERIOD).await;
+        if !core.raft.server_metrics().borrow_watched().state.is_leader() {
+            dead = Silence::default();
+            if core.raft.server_metrics().wait_until(|now| now.state.is_leader()).await.is_err() {
+                return;
+            }
+        }
+        core.pace.beats(CONTROL_BEATS).await;
         let metrics = core.raft.metrics().borrow_watched().clone();
         if metrics.running_state.is_err() {
             return;
@@ -128,10 +137,17 @@ fn next_change<RT: AsyncRuntime>(
     (!departed.is_empty()).then_some(ChangeMembers::RemoveNodes(departed))
 }
 
-/// Keeps the log short and the disk's room known.
+/// Keeps the log short and the disk's room known: often while entries come or there is no room,
+/// seldom while only others can fill the disk.
 pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
+    let mut applied = core.shared.watch();
+    let mut server = core.raft.server_metrics();
     loop {
-        RT::sleep(DISK_CHECK).await;
+        let ended = server.wait_until(|_| false);
+        let due = until_house_needs(&core, &mut applied);
+        if let Either::Left(_) = select(pin!(ended), pin!(due)).await {
+            return;
+        }
         let metrics = core.raft.metrics().borrow_watched().clone();
         if metrics.running_state.is_err() {
             return;
@@ -148,4 +164,15 @@ pub async fn keep_house<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
             };
         }
     }
+}
+
+async fn until_house_needs<RT: AsyncRuntime>(core: &Core<RT>, applied: &mut watch::Receiver<u64>) {
+    applied.borrow_and_update();
+    let busy = async {
+        if !core.room.is_full() {
+            select(pin!(applied.changed()), pin!(core.room.until_exhausted())).await;
+        }
+        RT::sleep(DISK_CHECK).await;
+    };
+    select(pin!(busy), pin!(RT::sleep(DISK_CHECK_QUIET))).await;
 }

@@ -38,8 +38,10 @@ pub const DISK_HEADROOM_BYTES: u64 = 48 << 20;
 pub const DISK_RESERVE_BYTES: u64 = 8 << 20;
 /// How often a full disk is looked at again.
 pub const DISK_RETRY: Duration = Duration::from_millis(100);
-/// How often room is looked at while all is well.
+/// How often room is looked at while entries come, or while there is none.
 pub const DISK_CHECK: Duration = Duration::from_millis(500);
+/// How often room is looked at while no entries come: others may fill the disk, or empty it.
+pub const DISK_CHECK_QUIET: Duration = Duration::from_secs(5);
 
 /// What `propose` and `barrier` wait for unless the caller says otherwise.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);

@@ -16,6 +16,7 @@ mod machine;
 pub mod mutation;
 mod network;
 pub mod offload;
+mod pace;
 mod pipeline;
 mod room;
 mod shell;

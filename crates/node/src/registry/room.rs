@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Notify;
+
 use super::limits::DISK_HEADROOM_BYTES;
 use crate::store::disk::{Disk, DiskError, Open};
 
@@ -17,11 +19,13 @@ pub struct Room {
     disk: Arc<dyn Disk>,
     reserve_bytes: u64,
     full: AtomicBool,
+    ran_out: Notify,
 }
 
 impl Room {
     pub fn new(disk: Arc<dyn Disk>, reserve_bytes: u64) -> Self {
-        let room = Self { disk, reserve_bytes, full: AtomicBool::new(false) };
+        let room =
+            Self { disk, reserve_bytes, full: AtomicBool::new(false), ran_out: Notify::new() };
         room.look();
         room
     }
@@ -55,6 +59,12 @@ impl Room {
         if self.disk.remove(RESERVE).is_ok() {
             let _ = self.disk.sync_dir();
         }
+        self.ran_out.notify_one();
+    }
+
+    /// Until a write finds no room. For one waiter.
+    pub async fn until_exhausted(&self) {
+        self.ran_out.notified().await;
     }
 
     fn keep_reserve(&self) -> Result<(), DiskError> {

@@ -6,7 +6,7 @@ use openraft::alias::SnapshotOf;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
-use openraft::{AsyncRuntime, Raft, Snapshot};
+use openraft::{AsyncRuntime, Instant, Raft, Snapshot};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use unum_core::time::Time;
@@ -19,6 +19,7 @@ use super::log::LogView;
 use super::machine::{Machine, Shared};
 use super::mutation::Mutation;
 use super::offload::Offload;
+use super::pace::Pace;
 use super::pipeline::{Group, Outcome, outcome_to_wire};
 use super::room::Room;
 use super::snapshots::{SnapshotFile, Snapshots};
@@ -40,6 +41,7 @@ pub struct Core<RT: AsyncRuntime> {
     pub transport: Arc<dyn Transport>,
     pub clock: Clock,
     pub room: Arc<Room>,
+    pub pace: Pace<RT>,
     pub offload: Offload,
     pub snapshots: Snapshots,
     pub mutation: Mutation,
@@ -139,7 +141,12 @@ impl<RT: AsyncRuntime> Core<RT> {
             entries,
             leader_commit: request.leader_commit.map(log_id_from_wire),
         };
+        // Consensus restarts its election timer later than now, never earlier.
+        let came = RT::Instant::now();
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            self.pace.heard(came);
+        }
         let mut reply = wire::AppendReply::default();
         let outcome = match response {
             AppendEntriesResponse::Success => wire::AppendOutcome::Success,

@@ -24,6 +24,7 @@ use super::machine::{Applied, Machine, Observe, Shared, applied_from};
 use super::mutation::Mutation;
 use super::network::Network;
 use super::offload::Offload;
+use super::pace::{Pace, keep_pace};
 use super::pipeline::Pipeline;
 use super::room::Room;
 use super::shell::{Clock, Core};
@@ -213,6 +214,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             transport: options.transport,
             clock: options.clock,
             room,
+            pace: Pace::new(&options.timing),
             offload: options.offload,
             snapshots: recovered.snapshots,
             mutation: options.mutation,
@@ -226,6 +228,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         drop(RT::spawn(Pipeline::new(core.clone(), proposal_queue).run()));
         drop(RT::spawn(barrier::serve_readers(core.clone(), reader_queue)));
         drop(RT::spawn(barrier::confirm_leadership(core.clone(), confirmation_queue)));
+        drop(RT::spawn(keep_pace(core.clone(), options.timing)));
         drop(RT::spawn(control::control_members(core.clone())));
         drop(RT::spawn(control::keep_house(core.clone())));
         if core.suspicion.is_on() {
