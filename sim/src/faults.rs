@@ -78,6 +78,10 @@ pub async fn mend(world: &Arc<World>) {
         if let Some(disk) = world.disk(node) {
             disk.set_total_bytes(DISK_BYTES);
         }
+        // A fault that was ordered and has not struck yet goes with the power.
+        if world.has_failing_disk(node) {
+            world.crash(node);
+        }
         if world.registry(node).is_none() {
             world.boot(node).await;
         }

@@ -325,6 +325,10 @@ impl World {
         }
     }
 
+    pub fn has_failing_disk(&self, node: NodeId) -> bool {
+        self.inner().machines.get(&node).is_some_and(|machine| machine.disk_fails)
+    }
+
     /// Has one operation of a disk fail.
     pub fn fail_disk(&self, node: NodeId, fault: Fault) {
         if let Some(machine) = self.inner().machines.get_mut(&node) {
