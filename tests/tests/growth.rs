@@ -287,10 +287,10 @@ fn what_is_written_beside_a_witness_is_on_both_nodes() {
 
 /// A machine with a disk of its own for the daemon, lost with its power.
 fn give_small_disk(playground: &Playground, machine: &str) {
-    playground.does(machine, "mount -t tmpfs -o size=128m none /var/lib/unum");
+    playground.does(machine, "mount -t tmpfs -o size=256m none /var/lib/unum");
 }
 
-const FILL: &str = "head -c 200M /dev/zero > /var/lib/unum/ballast 2>/dev/null; \
+const FILL: &str = "head -c 400M /dev/zero > /var/lib/unum/ballast 2>/dev/null; \
                     test -s /var/lib/unum/ballast";
 
 #[test]
@@ -355,6 +355,7 @@ fn a_full_disk_stops_what_needs_it_and_nothing_else() {
         assert!(kept.len() < 64, "it never gets full");
     };
     assert!(told.contains("No space left"), "{told}");
+    assert!(!kept.is_empty(), "there was no room to begin with");
     let list = kept.concat();
     let check = |machine: &str| {
         playground
