@@ -343,6 +343,9 @@ fn a_full_disk_stops_what_needs_it_and_nothing_else() {
     }
 
     // The disks of all, filled by content: what was acknowledged is there.
+    let leave_little = "room=$(df -k --output=avail /var/lib/unum | tail -1); \
+                        head -c $((room - 120 * 1024))K /dev/zero > /var/lib/unum/ballast";
+    all.iter().for_each(|machine| drop(playground.tries(machine, leave_little)));
     let mut kept = Vec::new();
     let told = loop {
         let name = format!(".big{}", kept.len());
