@@ -287,10 +287,10 @@ fn what_is_written_beside_a_witness_is_on_both_nodes() {
 
 /// A machine with a disk of its own for the daemon, lost with its power.
 fn give_small_disk(playground: &Playground, machine: &str) {
-    playground.does(machine, "mount -t tmpfs -o size=128m none /var/lib/unum");
+    playground.does(machine, "mount -t tmpfs -o size=256m none /var/lib/unum");
 }
 
-const FILL: &str = "head -c 200M /dev/zero > /var/lib/unum/ballast 2>/dev/null; \
+const FILL: &str = "head -c 400M /dev/zero > /var/lib/unum/ballast 2>/dev/null; \
                     test -s /var/lib/unum/ballast";
 
 #[test]
@@ -343,6 +343,9 @@ fn a_full_disk_stops_what_needs_it_and_nothing_else() {
     }
 
     // The disks of all, filled by content: what was acknowledged is there.
+    let leave_little = "room=$(df -k --output=avail /var/lib/unum | tail -1); \
+                        head -c $((room - 120 * 1024))K /dev/zero > /var/lib/unum/ballast";
+    all.iter().for_each(|machine| drop(playground.tries(machine, leave_little)));
     let mut kept = Vec::new();
     let told = loop {
         let name = format!(".big{}", kept.len());
@@ -355,6 +358,7 @@ fn a_full_disk_stops_what_needs_it_and_nothing_else() {
         assert!(kept.len() < 64, "it never gets full");
     };
     assert!(told.contains("No space left"), "{told}");
+    assert!(!kept.is_empty(), "there was no room to begin with");
     let list = kept.concat();
     let check = |machine: &str| {
         playground
