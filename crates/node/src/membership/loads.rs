@@ -66,18 +66,13 @@ impl foca::BroadcastHandler<Identity> for Loads {
     }
 }
 
-/// The cores that this daemon may use.
-pub fn read_cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
-}
-
-/// What this machine has to offer now, but for its cores, which change seldom and are costly to ask
-/// for. Values the kernel does not tell stay 0.
+/// What this machine has to offer now. Values the kernel does not tell stay 0.
 pub fn read_machine() -> Load {
     let average = read_start("/proc/loadavg");
     let memory = read_start("/proc/meminfo");
     let (load_milli, runnable) = parse_load_average(&average);
     Load {
+        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
         load_milli,
         runnable,
         memory_total: parse_memory(&memory, "MemTotal:"),
@@ -117,7 +112,7 @@ mod tests {
         assert_eq!(parse_load_average("nonsense"), (0, 0));
         assert_eq!(parse_memory("MemTotal: 10 kB\nMemAvailable:   7 kB\n", "MemAvailable:"), 7168);
         let machine = read_machine();
-        assert!(read_cores() > 0 && machine.memory_free > 0);
+        assert!(machine.cores > 0 && machine.memory_free > 0);
         assert!(machine.memory_free <= machine.memory_total);
     }
 

@@ -3,7 +3,7 @@
 
 use super::codec::{Identity, RUN_STRIDE};
 use super::gossip::{Gossip, MemberState, Outgoing, Timings, View};
-use super::loads::{read_cores, read_machine};
+use super::loads::read_machine;
 use crate::tasks::{Stop, Tasks, beat};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -198,11 +198,7 @@ impl Service {
 
     fn report_load(&mut self) {
         let service = *self.membership.load.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, looks) = &mut self.reported;
-        *looks += 1;
-        let due = *looks >= LOAD_SILENCE_MAX || last.cores == 0;
         let load = Load {
-            cores: if due { read_cores() } else { last.cores },
             programs: service.programs,
             storage_total: service.storage_total,
             storage_free: service.storage_free,
@@ -210,7 +206,9 @@ impl Service {
             applied: service.applied,
             ..read_machine()
         };
-        if due || differs(last, &load) {
+        let (last, looks) = &mut self.reported;
+        *looks += 1;
+        if *looks >= LOAD_SILENCE_MAX || differs(last, &load) {
             self.reported = (load, 0);
             self.gossip.report(load);
         }
