@@ -170,11 +170,10 @@ impl Client {
             match registry.propose_within(id, command.clone(), ATTEMPT).await {
                 Err(RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. }) => {}
                 Err(RegistryError::Stopped | RegistryError::DiskFull) => {}
-                Err(error @ RegistryError::Fenced { .. }) => {
+                // It did nothing yet; the same id may go out again.
+                Err(RegistryError::Fenced { .. }) => {
                     self.world.met(Met::Fenced);
                     self.world.come_up(node);
-                    self.world.monitor(|monitor| monitor.acknowledged(id));
-                    return Some(Err(error));
                 }
                 settled => {
                     self.world.monitor(|monitor| monitor.acknowledged(id));
@@ -214,7 +213,6 @@ fn ret(op: &Op, outcome: &Result<reply::Kind, RegistryError>) -> Option<Ret> {
         Ok(reply::Kind::Version(version)) => Some(Ret::Version(version.version)),
         Err(RegistryError::Refused(Refused::VersionConflict(found))) => Some(Ret::Conflict(*found)),
         Err(RegistryError::Refused(Refused::ValueMissing)) => Some(Ret::Missing),
-        Err(RegistryError::Fenced { .. }) => Some(Ret::NoEffect),
         Ok(_) | Err(_) => None,
     }
 }

@@ -10,8 +10,20 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
+use unum_core::registry::Refused;
 use unum_node::registry::AppliedEntry;
 use unum_proto::ids::{Lane, NodeId, RequestId};
+use unum_proto::registry::{Reply, reply};
+
+/// Whether an encoded reply is the refusal of an epoch that was over.
+fn is_fenced(reply: &[u8]) -> bool {
+    match Reply::decode(reply).ok().and_then(|reply| reply.kind) {
+        Some(reply::Kind::Refused(refusal)) => {
+            matches!(Refused::from(&refusal), Refused::Fenced { .. })
+        }
+        _ => false,
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fact {
@@ -82,7 +94,13 @@ impl Monitor {
             if first.0 != index {
                 self.repeats += 1;
             }
-            if first.1 != reply {
+            if first.1 == *reply {
+                continue;
+            }
+            // What was fenced did nothing, and its id was free for what came later.
+            if index >= first.0 && is_fenced(&first.1) {
+                *first = (index, reply.clone());
+            } else if index > first.0 || !is_fenced(reply) {
                 let at = first.0;
                 self.report(format!(
                     "request {} of {} ran twice: at {at} and at {index}",

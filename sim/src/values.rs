@@ -24,8 +24,6 @@ pub enum Ret {
         version: u64,
     },
     Nothing,
-    /// Refused before it could take effect.
-    NoEffect,
 }
 
 /// A value and its version; 0 while the version is not known, because the reply that told it was
@@ -53,7 +51,6 @@ impl Model for Key {
 
     fn step(&self, state: &Option<Stored>, op: &Op, ret: Option<&Ret>) -> Option<Option<Stored>> {
         match (op, ret) {
-            (_, Some(Ret::NoEffect)) => Some(state.clone()),
             (Op::Put(value), None) => Some(Some(Stored { value: *value, version: 0 })),
             (Op::Put(value), Some(Ret::Version(version))) => {
                 Some(Some(Stored { value: *value, version: *version }))
