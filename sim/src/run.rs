@@ -11,7 +11,7 @@ use openraft_rt_sim::SimRuntime;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use unum_core::registry::snapshot;
-use unum_node::registry::RegistryError;
+use unum_node::registry::{RegistryError, Standing};
 use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
@@ -232,7 +232,8 @@ pub async fn found(world: &Arc<World>) -> Result<(), String> {
         world.come_up(*node);
     }
     let voters = unum_core::registry::voters::desired(nodes.len());
-    while setup.registry.standing().voters.len() < voters {
+    let chosen = |standing: Standing| standing.settled && standing.voters.len() >= voters;
+    while !chosen(setup.registry.standing()) {
         if world.elapsed() > deadline {
             return Err(format!("never {voters} voters: {:?}", setup.registry.standing()));
         }

@@ -207,7 +207,8 @@ fn wait_for_voters(place: &Place, first: &Machine, nodes: u64) -> Result<()> {
         let status: serde_json::Value =
             serde_json::from_str(&status).explain(|| "cannot understand the status".into())?;
         let count = |field: &str| status[field].as_u64().unwrap_or(0);
-        if count("voters_alive") >= wanted && count("nodes_alive") >= nodes {
+        let settled = count("losses_survivable") >= wanted / 2;
+        if settled && count("voters_alive") >= wanted && count("nodes_alive") >= nodes {
             return Ok(());
         }
         if Instant::now() > deadline {

@@ -131,6 +131,13 @@ async fn cluster_status(parts: &Parts, own: StatusReply) -> StatusReply {
     let members = members(&nodes, &view, parts.node, now);
     let alive = |member: &&voters::Member| member.health == Health::Alive;
     let votes = |member: &&voters::Member| consensus.voters.contains(&member.id);
+    let (losses, losses_reason) = match consensus.settled {
+        true => (
+            voters::losses_survivable(&members, &consensus.voters).unwrap_or(0),
+            voters::explain(&members, &consensus.voters),
+        ),
+        false => (0, "the voters are just being changed; ask again in a moment".into()),
+    };
     let state = if majority.is_ok() { own.state } else { DaemonState::NoQuorum.into() };
     StatusReply {
         state,
@@ -145,9 +152,8 @@ async fn cluster_status(parts: &Parts, own: StatusReply) -> StatusReply {
         nodes_alive: members.iter().filter(alive).count() as u32,
         voters: consensus.voters.len() as u32,
         voters_alive: members.iter().filter(votes).filter(alive).count() as u32,
-        losses_survivable: voters::losses_survivable(&members, &consensus.voters).unwrap_or(0)
-            as u32,
-        losses_reason: voters::explain(&members, &consensus.voters),
+        losses_survivable: losses as u32,
+        losses_reason,
         certificate_expires_ms: unix_ms(parts.identity.expires()),
         chunks_degraded: parts.services.chunks_degraded(),
         mount: parts.services.mount().map_or_else(String::new, |path| path.display().to_string()),

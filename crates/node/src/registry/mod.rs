@@ -89,7 +89,10 @@ pub struct Standing {
     /// None also on a leader that no majority has answered for a while.
     pub leader: Option<NodeId>,
     pub term: u64,
+    /// While they are being changed: those before and those after.
     pub voters: BTreeSet<NodeId>,
+    /// The voters are committed and not being changed: a minority of them may be lost.
+    pub settled: bool,
     pub members: BTreeSet<NodeId>,
     pub applied: u64,
     pub last_log: u64,
@@ -240,13 +243,17 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             .filter(|(id, at)| **id != self.core.own && !at.is_some_and(control::is_recent::<RT>))
             .map(|(id, _)| *id)
             .collect();
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        let lost_majority = metrics.current_leader == Some(self.core.own)
-            && voters.difference(&silent).count() * 2 <= voters.len();
+        let configurations = membership.get_joint_config();
+        let lost =
+            |voters: &BTreeSet<NodeId>| voters.difference(&silent).count() * 2 <= voters.len();
+        let lost_majority =
+            metrics.current_leader == Some(self.core.own) && configurations.iter().any(lost);
         Standing {
             leader: metrics.current_leader.filter(|_| !lost_majority),
             term: metrics.current_term,
-            voters,
+            voters: membership.voter_ids().collect(),
+            settled: configurations.len() == 1
+                && metrics.membership_config == metrics.committed_membership_config,
             members: membership.nodes().map(|(id, _)| *id).collect(),
             applied: self.core.shared.index(),
             last_log: metrics.last_log_index.unwrap_or(0),

@@ -13,7 +13,7 @@ use unum_proto::registry::command::Kind;
 use unum_proto::registry::{self as wire, reply};
 
 use super::transport::{Answer, Call, Transport, Unreached};
-use super::{Options, Registry, RegistryError};
+use super::{Options, Registry, RegistryError, Standing};
 use crate::store::disk::RealDisk;
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -105,7 +105,8 @@ impl Cluster {
         let mut cluster = Self::found().await;
         cluster.join(2).await;
         cluster.join(3).await;
-        cluster.until(|c| c.node(1).standing().voters.len() == 3, "three voters").await;
+        let three = |standing: Standing| standing.voters.len() == 3 && standing.settled;
+        cluster.until(|c| three(c.node(1).standing()), "three voters").await;
         cluster
     }
 
