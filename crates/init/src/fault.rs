@@ -45,3 +45,8 @@ pub fn start_failed(failure: StartFailure, command: &str, cwd: &str) -> Failed {
     };
     failed(fault, failure.errno, message)
 }
+
+pub fn fork_failed(e: &io::Error) -> Failed {
+    let why = format!("cannot start a process: {e}; the machine is short of memory or processes");
+    failed(Fault::OutOfResources, e.raw_os_error().unwrap_or(0), why)
+}

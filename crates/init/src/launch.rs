@@ -17,8 +17,8 @@ use unum_sys::process::{Fork, Rlimit, SignalFd, fork};
 use unum_sys::world::ALREADY_RUNNING_STATUS;
 use unum_sys::{mounts, process};
 
-use crate::server::{Setup, World};
 use crate::signals::{SIGCHLD, SIGTERM};
+use crate::world::{Setup, World};
 
 /// The log of unum-init itself begins anew at a start when it is longer, in bytes.
 const OWN_LOG_SIZE_MAX: u64 = 1 << 20;

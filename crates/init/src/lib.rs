@@ -20,9 +20,9 @@ mod launch;
 mod logfile;
 mod poll;
 mod program;
-mod server;
 mod signals;
 mod stream;
+mod world;
 
 /// The program `unum-init`, given its arguments without its name. Returns its exit status.
 pub fn main(args: impl Iterator<Item = std::ffi::OsString>) -> i32 {
