@@ -97,6 +97,8 @@ pub struct World {
     last_pid: u32,
     counted_at: u32,
     slow_tick: Instant,
+    /// Something has happened since the slow tick.
+    stirred: bool,
     ending: Option<Instant>,
 }
 
@@ -136,6 +138,7 @@ impl World {
             last_pid: 1,
             counted_at: 0,
             slow_tick: Instant::now(),
+            stirred: false,
             ending: None,
         })
     }
@@ -147,9 +150,11 @@ impl World {
             for token in self.poll.wait(self.pause())? {
                 self.guard_pids();
                 self.serve(token);
+                self.stirred = true;
             }
             if self.slow_tick.elapsed() >= SLOW_TICK {
                 self.slow_tick = Instant::now();
+                self.stirred = false;
                 self.tick();
             }
             self.pump();
@@ -166,10 +171,11 @@ impl World {
         if self.ending.is_some() {
             return ENDING_LOOK;
         }
-        if has_children() || self.programs.values().any(|program| program.has_terminal) {
+        let has_terminals = || self.programs.values().any(|program| program.has_terminal);
+        if self.stirred || has_children() || has_terminals() {
             return self.guard.pause(self.last_pid).min(SLOW_TICK);
         }
-        // Nobody is here who takes PIDs, or whom the slow tick looks after.
+        // Nobody is here who takes PIDs, and the slow tick has seen to what was left.
         EMPTY_LOOK
     }
 

@@ -82,13 +82,14 @@ fn an_interactive_shell_has_job_control() {
     let mut client = world.ready();
     let pid = spawn(&mut client, with_terminal(&["bash", "--norc", "--noprofile", "-i"]));
     let mut session = Session::attach(&mut client, pid);
-    session.typed(&mut client, b"PS1='> '; sleep 1000\n");
-    std::thread::sleep(Duration::from_millis(300));
+    // What is typed is echoed as it is typed: only the program's own word is "started".
+    session.typed(&mut client, b"PS1='> '; sh -c 'echo s\"\"tarted; exec sleep 1000'\n");
+    session.until_shown(&mut client, "started");
     session.typed(&mut client, b"\x1a");
     session.until_shown(&mut client, "Stopped");
     session.typed(&mut client, b"jobs; kill %1; fg; echo rest=$((40+2))\n");
     session.until_shown(&mut client, "rest=42");
-    session.typed(&mut client, b"\x04");
+    session.typed(&mut client, b"exit\n");
     session.until_over(&mut client);
     assert!(session.exited.is_some_and(|e| e.signal == 0));
 }
