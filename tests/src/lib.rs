@@ -85,9 +85,11 @@ impl Playground {
 
     /// Switches a machine on; its node is ready then.
     pub fn boot(&self, machine: &str) {
-        self.must("boot", &[machine]);
-        let mounted = self.sh(machine, "grep -q ' /unum fuse' /proc/mounts && stat /unum");
-        assert!(mounted.status.success(), "{machine} has no files after boot");
+        let told = self.dev("boot", &[machine]);
+        let told = format!("{}{}", text(&told.stdout), text(&told.stderr));
+        let seen = self.sh(machine, "grep ' /unum fuse' /proc/mounts && stat /unum");
+        let why = format!("{told}{}{}", text(&seen.stdout), text(&seen.stderr));
+        assert!(seen.status.success(), "{machine} has no files after boot: {why}");
     }
 
     /// Runs a shell script on a machine.

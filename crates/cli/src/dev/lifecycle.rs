@@ -356,8 +356,11 @@ fn switch_on(place: &Place, names: &[String], out: &Output) -> Result<Vec<Machin
         network::disconnect(switch_of(&state)?, number);
         power_on(&locked, &mut state, number)?;
     }
-    let named = |machine: &&Machine| !state.bare && names.contains(&machine.name);
-    Ok(state.machines.iter().filter(named).cloned().collect())
+    let has_daemon = |machine: &&Machine| {
+        let dir = locked.place.machine_dir(&machine.name);
+        names.contains(&machine.name) && pid1::starts_daemon(&dir)
+    };
+    Ok(state.machines.iter().filter(has_daemon).cloned().collect())
 }
 
 /// A node without a majority serves, but changes nothing: that is as ready as it becomes when too

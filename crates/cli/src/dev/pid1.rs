@@ -189,6 +189,11 @@ impl Supervisor {
     }
 }
 
+/// Whether the machine with this directory starts its daemon at the next boot.
+pub fn starts_daemon(machine: &Path) -> bool {
+    machine.join("etc").join(ENABLED).exists()
+}
+
 fn enabled_flag() -> PathBuf {
     Path::new(mounts::SETTINGS_DIR).join(ENABLED)
 }
