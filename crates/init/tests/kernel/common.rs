@@ -137,6 +137,8 @@ pub struct Session {
     pub out: Vec<u8>,
     pub err: Vec<u8>,
     pub ended: [bool; 2],
+    /// Streams that were closed by this end: what was held of them is dropped.
+    pub given_up: [bool; 2],
     pub stopped: Vec<u32>,
     pub continued: usize,
     pub exited: Option<Exited>,
@@ -153,6 +155,7 @@ impl Session {
             out: Vec::new(),
             err: Vec::new(),
             ended: [false; 2],
+            given_up: [false; 2],
             stopped: Vec::new(),
             continued: 0,
             exited: None,
@@ -205,6 +208,10 @@ impl Session {
                 assert_eq!(output.pid, self.pid);
                 let stream = output.stream();
                 let index = (stream == Stream::Stderr) as usize;
+                if self.given_up[index] {
+                    self.ended[index] |= output.eof;
+                    return true;
+                }
                 let held = [&mut self.out, &mut self.err].into_iter().nth(index).expect("stream");
                 assert_eq!(output.offset, held.len() as u64, "output lost or doubled");
                 held.extend_from_slice(&output.bytes);

@@ -163,6 +163,7 @@ fn a_closed_output_is_a_closed_pipe_to_its_program() {
     session.until(&mut client, |s| !s.out.is_empty());
     let close = CloseOutput { pid, stream: Stream::Stdout as i32 };
     client.cast(Ask::CloseOutput(close)).expect("sent");
+    session.given_up[0] = true;
     session.until(&mut client, |s| s.exited.is_some() && s.ended[1]);
     // SIGPIPE where it is not ignored, a failed write where it is; the program itself goes on.
     let told = String::from_utf8_lossy(&session.err).into_owned();
