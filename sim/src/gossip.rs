@@ -11,10 +11,10 @@ use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use rand::Rng;
 use rand::seq::IndexedRandom;
-use unum_node::cluster::observe::Newcomers;
+use unum_node::cluster::observe::{Contact, Newcomers};
 use unum_node::membership::gossip::{Gossip, Outgoing};
 use unum_node::membership::{Identity, MemberState, RUN_STRIDE, Timings};
-use unum_proto::ids::{Lane, NodeId, RequestId};
+use unum_proto::ids::{Epoch, Lane, NodeId, RequestId};
 use unum_proto::registry as wire;
 use unum_proto::registry::command::Kind;
 
@@ -85,6 +85,7 @@ fn send(world: &Arc<World>, from: NodeId) {
 /// calls the dead dead.
 async fn look_around(world: Arc<World>, node: NodeId, life: u64) {
     let mut newcomers = Newcomers::default();
+    let mut contact = Contact::default();
     while world.is_alive(node, life) {
         let Some(registry) = world.registry(node) else { return };
         let nodes = registry.read(|state| state.nodes().clone());
@@ -95,8 +96,15 @@ async fn look_around(world: Arc<World>, node: NodeId, life: u64) {
         }
         if registry.standing().leader != Some(node) {
             newcomers = Newcomers::default();
-        } else if let Some(view) = world.gossip(node, |gossip| gossip.view(now)) {
-            for (dead, epoch) in newcomers.newly_dead(&nodes, &view, node, now) {
+        } else if !newly_dead(&world, node, &registry, &mut newcomers).is_empty() {
+            let by_majority = registry.barrier(LOOK_PERIOD).await.is_ok()
+                && registry.standing().leader == Some(node);
+            let may = contact.confirmed(by_majority, world.elapsed());
+            let dead = newly_dead(&world, node, &registry, &mut newcomers);
+            for (dead, epoch) in dead.into_iter().filter(|_| may) {
+                if !world.is_alive(node, life) {
+                    return;
+                }
                 world.calls_dead(node, dead);
                 let why = "gossip".to_owned();
                 let down = Kind::NodeDown(wire::NodeDown { node: dead.0, epoch: epoch.0, why });
@@ -107,6 +115,18 @@ async fn look_around(world: Arc<World>, node: NodeId, life: u64) {
         }
         SimRuntime::sleep(LOOK_PERIOD).await;
     }
+}
+
+fn newly_dead(
+    world: &World,
+    node: NodeId,
+    registry: &Registry,
+    newcomers: &mut Newcomers,
+) -> Vec<(NodeId, Epoch)> {
+    let nodes = registry.read(|state| state.nodes().clone());
+    let now = world.elapsed();
+    let view = world.gossip(node, |gossip| gossip.view(now)).unwrap_or_default();
+    newcomers.newly_dead(&nodes, &view, node, now)
 }
 
 /// What must hold once all is mended.

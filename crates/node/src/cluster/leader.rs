@@ -1,7 +1,7 @@
 //! What the leader does for the members besides ordering commands: it calls the dead dead. (Who
 //! votes is consensus' own affair.)
 
-use super::observe::Newcomers;
+use super::observe::{Contact, Newcomers};
 use super::proposer::Proposer;
 use crate::membership::Membership;
 use crate::registry::Registry;
@@ -14,7 +14,10 @@ use unum_proto::registry::{NodeDown, command};
 
 /// How often the leader looks around when nothing tells it of a change.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
-const COMMAND_TIME_MAX: Duration = Duration::from_secs(3);
+/// How long a majority may take to confirm that this node leads before it calls anybody dead.
+const CONFIRM_TIME_MAX: Duration = Duration::from_millis(500);
+/// Short, for a verdict that waits grows old.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub struct Leader {
     pub own: NodeId,
@@ -27,10 +30,11 @@ impl Leader {
     pub async fn run(self, stop: Stop) {
         let start = Instant::now();
         let mut newcomers = Newcomers::default();
+        let mut contact = Contact::default();
         let mut seen = self.membership.watch();
         loop {
-            if self.registry.standing().leader == Some(self.own) {
-                self.look_around(&mut newcomers, start.elapsed()).await;
+            if self.leads() {
+                self.look_around(&mut newcomers, &mut contact, start).await;
             } else {
                 newcomers = Newcomers::default();
             }
@@ -42,12 +46,28 @@ impl Leader {
         }
     }
 
-    async fn look_around(&self, newcomers: &mut Newcomers, elapsed: Duration) {
-        let nodes = self.registry.read(|state| state.nodes().clone());
-        let view = self.membership.view();
-        for (node, epoch) in newcomers.newly_dead(&nodes, &view, self.own, elapsed) {
+    fn leads(&self) -> bool {
+        self.registry.standing().leader == Some(self.own)
+    }
+
+    /// To one that is cut off all others look dead: a majority must agree that it leads before it
+    /// says so.
+    async fn look_around(&self, newcomers: &mut Newcomers, contact: &mut Contact, start: Instant) {
+        if self.newly_dead(newcomers, start).is_empty() {
+            return;
+        }
+        let by_majority = self.registry.barrier(CONFIRM_TIME_MAX).await.is_ok() && self.leads();
+        if !contact.confirmed(by_majority, start.elapsed()) {
+            return;
+        }
+        for (node, epoch) in self.newly_dead(newcomers, start) {
             self.call_dead(node, epoch).await;
         }
+    }
+
+    fn newly_dead(&self, newcomers: &mut Newcomers, start: Instant) -> Vec<(NodeId, Epoch)> {
+        let nodes = self.registry.read(|state| state.nodes().clone());
+        newcomers.newly_dead(&nodes, &self.membership.view(), self.own, start.elapsed())
     }
 
     async fn call_dead(&self, node: NodeId, epoch: Epoch) {

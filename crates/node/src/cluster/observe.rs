@@ -12,6 +12,8 @@ use unum_proto::registry::NodeState;
 /// A node that has just come up is not called dead for so long: what gossip knows may still be of
 /// its former run.
 pub const NEWCOMER_GRACE: Duration = Duration::from_secs(3);
+/// For so long after a leader was cut off, gossip's word about the others may be of that time.
+const CONTACT_GRACE: Duration = Duration::from_secs(3);
 
 /// The members as the judgement of the cluster's health wants them. Whose log is how far only the
 /// leader knows, and that judgement does not ask.
@@ -78,6 +80,23 @@ impl Newcomers {
 
     fn age(&self, node: NodeId, now: Duration) -> Duration {
         self.0.get(&node).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
+    }
+}
+
+/// Whether the leader may call others dead: neither while it is cut off itself nor until gossip has
+/// had the time to hear everybody again.
+#[derive(Debug, Default)]
+pub struct Contact {
+    lost: Option<Duration>,
+}
+
+impl Contact {
+    /// Takes in whether a majority has just confirmed that this node leads.
+    pub fn confirmed(&mut self, by_majority: bool, now: Duration) -> bool {
+        if !by_majority {
+            self.lost = Some(now);
+        }
+        by_majority && self.lost.is_none_or(|at| now.saturating_sub(at) >= CONTACT_GRACE)
     }
 }
 
@@ -156,6 +175,17 @@ mod tests {
         assert_eq!(found(&state, 102), [], "gossip speaks of the former run");
         assert_eq!(found(&state, 104), []);
         assert_eq!(found(&state, 105), [(NodeId(3), Epoch(4))]);
+    }
+
+    #[test]
+    fn a_leader_that_was_cut_off_waits_until_gossip_has_caught_up() {
+        let second = Duration::from_secs(1);
+        let mut contact = Contact::default();
+        assert!(contact.confirmed(true, second), "it was elected by a majority");
+        assert!(!contact.confirmed(false, second * 2));
+        assert!(!contact.confirmed(true, second * 3), "gossip may still say what it said then");
+        assert!(!contact.confirmed(true, second * 2 + CONTACT_GRACE - Duration::from_millis(1)));
+        assert!(contact.confirmed(true, second * 2 + CONTACT_GRACE));
     }
 
     #[test]
