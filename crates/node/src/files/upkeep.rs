@@ -282,20 +282,24 @@ async fn repair(files: Arc<Files>, cluster: Arc<dyn Cluster>) {
             continue;
         }
         let start = Instant::now();
-        let whole = repair_all(&files, &seen.places, seen.wanted).await;
+        let (whole, looking) = repair_all(&files, &seen.places, seen.wanted).await;
         done = whole.then_some((seen, start));
-        pause = REPAIR_PAUSE.max(start.elapsed() * REPAIR_REST);
+        pause = REPAIR_PAUSE.max(looking * REPAIR_REST);
     }
 }
 
-/// One walk. Returns whether nothing is left to do for this node.
-async fn repair_all(files: &Files, places: &[Place], wanted: usize) -> bool {
+/// One walk. Returns whether nothing is left to do for this node, and how long the looking took: the
+/// copying is work that was wanted, and no reason to rest.
+async fn repair_all(files: &Files, places: &[Place], wanted: usize) -> (bool, Duration) {
     let node = files.parts.node;
     let live: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
     let mut after = None;
     let mut whole = true;
+    let mut looking = Duration::ZERO;
     loop {
+        let start = Instant::now();
         let walk = files.look(|tree| tree.chunks_lacking(&live, wanted, after, REPAIR_SCAN_MAX));
+        looking += start.elapsed();
         let mine: Vec<Lacking> =
             walk.found.into_iter().filter(|lacking| lacking.live.first() == Some(&node)).collect();
         for batch in mine.chunks(REPAIR_COPIES_MAX) {
@@ -309,7 +313,7 @@ async fn repair_all(files: &Files, places: &[Place], wanted: usize) -> bool {
         }
         match walk.next {
             Some(next) => after = Some(next),
-            None => return whole,
+            None => return (whole, looking),
         }
         tokio::task::yield_now().await;
     }
