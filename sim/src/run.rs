@@ -276,12 +276,7 @@ pub async fn agree(world: &Arc<World>) -> Result<[u8; 32], String> {
     let deadline = world.elapsed() + RECOVERY_MAX;
     loop {
         if world.elapsed() > deadline {
-            let standings: Vec<String> = world
-                .running()
-                .iter()
-                .map(|(id, registry)| format!("{id}: {:?}", registry.standing()))
-                .collect();
-            return Err(format!("no agreement after the repair: {}", standings.join("; ")));
+            return Err(format!("no agreement after the repair: {}", world.standings()));
         }
         if let Some(digest) = try_to_agree(world).await? {
             return Ok(digest);

@@ -75,12 +75,7 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) -> Result<()
     let deadline = world.elapsed() + STEP_MAX;
     while !holds() {
         if world.elapsed() > deadline {
-            let standings: Vec<String> = world
-                .running()
-                .iter()
-                .map(|(id, registry)| format!("{id}: {:?}", registry.standing()))
-                .collect();
-            return Err(format!("never came true: {what}: {}", standings.join("; ")));
+            return Err(format!("never came true: {what}: {}", world.standings()));
         }
         SimRuntime::sleep(Duration::from_millis(50)).await;
     }

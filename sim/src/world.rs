@@ -171,6 +171,12 @@ impl World {
         running.filter_map(|(id, machine)| Some((*id, machine.registry.clone()?))).collect()
     }
 
+    /// How consensus stands on each, for people.
+    pub fn standings(&self) -> String {
+        let tell = |(id, registry): &(NodeId, Registry)| format!("{id}: {:?}", registry.standing());
+        self.running().iter().map(tell).collect::<Vec<_>>().join("; ")
+    }
+
     pub fn set_gossip(&self, node: NodeId, gossip: Gossip) {
         if let Some(machine) = self.inner().machines.get_mut(&node) {
             machine.gossip = Some(gossip);

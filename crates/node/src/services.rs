@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use unum_core::placement::chunks::Place;
+use unum_core::placement::chunks::{Place, durable_enough};
 use unum_core::placement::programs::Candidate;
 use unum_core::registry::{Node, State};
 use unum_core::time::Time;
@@ -22,6 +22,7 @@ use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
 use unum_sys::world::World as WorldStart;
 
+use crate::cluster::proposer::Proposer;
 use crate::files::mount::{Connection, KEPT_NAME, MountError, Mounted};
 use crate::files::replicas::{Candidates, Replicas};
 use crate::files::{self, Cluster, Files};
@@ -279,7 +280,7 @@ fn make_files(
         registry: plan.registry.clone(),
         replicas: replicas.clone(),
         mount_lane: connection.lane,
-        own_lane: Lane(rand::random()),
+        proposer: Proposer::new(plan.registry.clone()),
         patience: plan.settings.file_patience,
     };
     let path = plan.settings.run_dir.join("handles");
@@ -368,9 +369,7 @@ impl ClusterView {
         let state = view.get(&node).map(|member| member.state);
         matches!(state, Some(MemberState::Suspect | MemberState::Down))
     }
-}
 
-impl ClusterView {
     /// Workers that are up and that nobody suspects.
     fn unsuspected(&self) -> Vec<Place> {
         self.places(|node| node.is_up() && !self.is_suspect(node.id))
@@ -383,8 +382,7 @@ impl Candidates for Arc<ClusterView> {
     /// that it is down.
     fn alive(&self) -> Vec<Place> {
         let unsuspected = self.unsuspected();
-        let minority = self.total().saturating_sub(1) / 2;
-        let enough = (minority + 1).min(self.factor);
+        let enough = durable_enough(self.total(), self.factor);
         match unsuspected.len() >= enough {
             true => unsuspected,
             false => self.places(Node::is_up),

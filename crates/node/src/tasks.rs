@@ -35,9 +35,13 @@ impl Stop {
 /// keep to this grid, so that they wake the daemon together.
 pub async fn beat(period: Duration) {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let periods = START.elapsed().as_nanos() / period.as_nanos().max(1) + 1;
-    let after = period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
-    tokio::time::sleep_until(*START + after).await;
+    tokio::time::sleep_until(*START + next_beat(START.elapsed(), period)).await;
+}
+
+/// The first multiple of `period` after `elapsed`.
+pub fn next_beat(elapsed: Duration, period: Duration) -> Duration {
+    let periods = elapsed.as_nanos() / period.as_nanos().max(1) + 1;
+    period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))
 }
 
 /// Why the daemon cannot go on.

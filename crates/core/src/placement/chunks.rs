@@ -76,6 +76,13 @@ fn log2(value: u64) -> u64 {
     log
 }
 
+/// How many replicas must be durable so that the loss of any minority of `nodes` leaves one, if
+/// `wanted` are made at most.
+pub fn durable_enough(nodes: usize, wanted: usize) -> usize {
+    let minority = nodes.saturating_sub(1) / 2;
+    (minority + 1).min(wanted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,5 +139,20 @@ mod tests {
             assert_eq!(nodes, [NodeId(1), NodeId(2)]);
         }
         assert!(place(ChunkId::default(), &[], 3).is_empty());
+    }
+
+    #[test]
+    fn the_loss_of_any_minority_leaves_a_replica() {
+        for nodes in 1..=9 {
+            for wanted in 1..=3usize.min(nodes) {
+                let minority = (nodes - 1) / 2;
+                let durable = durable_enough(nodes, wanted);
+                assert!(durable > minority || durable == wanted, "{nodes} {wanted} {durable}");
+            }
+        }
+        assert_eq!(durable_enough(1, 1), 1);
+        assert_eq!(durable_enough(2, 2), 1);
+        assert_eq!(durable_enough(3, 3), 2);
+        assert_eq!(durable_enough(5, 3), 3);
     }
 }

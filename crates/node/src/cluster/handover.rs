@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;
-use unum_core::placement::chunks::{Place, place};
+use unum_core::placement::chunks::{Place, durable_enough, place};
 use unum_core::tree::{Chunk, TreeError};
 use unum_net::{Code, Status};
 use unum_proto::ids::{ChunkId, NodeId};
@@ -74,9 +74,8 @@ impl Heirs {
         let staying = parts
             .registry
             .read(|state| state.nodes().members().filter(|member| member.id != parts.node).count());
-        let minority = staying.saturating_sub(1) / 2;
         let wanted = parts.services.replicas.factor().min(living.len());
-        Self { living, needed: (minority + 1).min(wanted).max(1) }
+        Self { living, needed: durable_enough(staying, wanted).max(1) }
     }
 
     fn having(&self, chunk: &Chunk) -> usize {
@@ -90,30 +89,14 @@ impl Heirs {
     async fn take(&self, parts: &Parts, id: ChunkId, chunk: &Chunk) -> Result<(), Status> {
         let replicas = &parts.services.replicas;
         let deadline = Instant::now() + COPY_TIME_MAX;
-        let data = replicas.read(id, &chunk.replicas, 0, chunk.length, deadline).await;
-        let data = data.map_err(|error| unfinished(&error.to_string()))?;
-        if *blake3::hash(&data).as_bytes() != chunk.hash {
-            return Err(unfinished(&format!("chunk {id} is rotten here: its hash does not match")));
+        let others = self.in_order(id).into_iter().filter(|node| !chunk.replicas.contains(node));
+        let lacking = self.needed.saturating_sub(self.having(chunk));
+        let copied = replicas.copy(id, chunk, &chunk.replicas, others, lacking, deadline).await;
+        let copied = copied.map_err(|why| unfinished(&why))?;
+        if copied.to.len() < lacking {
+            return Err(unfinished(&copied.refusal));
         }
-        let mut now: BTreeSet<NodeId> = chunk.replicas.iter().copied().collect();
-        let mut having = self.having(chunk);
-        let mut last = String::from("no other node is there");
-        for node in self.in_order(id).into_iter().filter(|node| !chunk.replicas.contains(node)) {
-            if having >= self.needed {
-                break;
-            }
-            let (node, put) = replicas.put(node, id, chunk.hash, data.clone(), deadline).await;
-            match put {
-                Ok(()) => {
-                    now.insert(node);
-                    having += 1;
-                }
-                Err(status) => last = format!("{node}: {status}"),
-            }
-        }
-        if having < self.needed {
-            return Err(unfinished(&last));
-        }
+        let mut now: BTreeSet<NodeId> = chunk.replicas.iter().copied().chain(copied.to).collect();
         // This node's own copy will be gone.
         now.remove(&parts.node);
         set_replicas(parts, id, chunk, &now).await

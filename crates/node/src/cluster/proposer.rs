@@ -31,18 +31,28 @@ impl Proposer {
         kind: command::Kind,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
-        let deadline = Instant::now() + within;
         let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.registry.propose_within(id, kind.clone(), left).await {
-                Err(RegistryError::Fenced { .. })
-                    if !names_epoch(&kind) && Instant::now() + FENCED_PAUSE < deadline =>
-                {
-                    tokio::time::sleep(FENCED_PAUSE).await;
-                }
-                done => return done,
+        propose_as(&self.registry, id, kind, Instant::now() + within).await
+    }
+}
+
+/// The same under a request id of the caller's. What is fenced is not remembered: it goes out again
+/// under the same id.
+pub async fn propose_as(
+    registry: &Registry,
+    id: RequestId,
+    kind: command::Kind,
+    deadline: Instant,
+) -> Result<reply::Kind, RegistryError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match registry.propose_within(id, kind.clone(), left).await {
+            Err(RegistryError::Fenced { .. })
+                if !names_epoch(&kind) && Instant::now() + FENCED_PAUSE < deadline =>
+            {
+                tokio::time::sleep(FENCED_PAUSE).await;
             }
+            done => return done,
         }
     }
 }

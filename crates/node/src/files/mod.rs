@@ -36,10 +36,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unum_core::tree::Tree;
 use unum_proto::ids::{Ino, Lane, NodeId, RequestId};
-use unum_proto::registry::{Command, command, reply};
+use unum_proto::registry::{command, reply};
 use unum_proto::tree::{TreeCommand, tree_command, tree_reply};
 
-use crate::registry::{Registry, RegistryError};
+use crate::cluster::proposer::{Proposer, propose_as};
+use crate::registry::Registry;
 use errno::FileError;
 use handles::Handles;
 use locks::LockOwners;
@@ -50,9 +51,6 @@ pub use upkeep::{Cluster, nothing_held, routes as upkeep_routes, run as start_up
 /// Commands that one kernel call may need, at most: each has its own request id.
 const STEPS_MAX: u64 = 8;
 
-/// Pause before a command is proposed anew because this node's epoch had changed meanwhile.
-const FENCED_PAUSE: Duration = Duration::from_millis(50);
-
 /// What the file service is made of.
 pub struct Parts {
     pub node: NodeId,
@@ -60,8 +58,8 @@ pub struct Parts {
     pub replicas: Replicas,
     /// Of the FUSE connection: lives as long as the mount.
     pub mount_lane: Lane,
-    /// Of this daemon's run.
-    pub own_lane: Lane,
+    /// For what the daemon itself changes.
+    pub proposer: Proposer,
     /// How long a call waits for a majority or a replica before it fails.
     pub patience: Duration,
 }
@@ -69,7 +67,6 @@ pub struct Parts {
 /// The file service of a node.
 pub struct Files {
     parts: Parts,
-    next: AtomicU64,
     /// Protects the open files and their journal. Never held across an await.
     handles: Mutex<Handles>,
     /// Protects the set of lock owners of this node. Never held across an await.
@@ -83,7 +80,6 @@ impl Files {
     pub fn new(parts: Parts, handles_path: &Path, fresh: bool) -> std::io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             parts,
-            next: AtomicU64::new(1),
             handles: Mutex::new(Handles::restore(handles_path, fresh)?),
             lock_owners: Mutex::default(),
             ragged: Mutex::default(),
@@ -125,29 +121,8 @@ impl Files {
         command: tree_command::Command,
         deadline: Instant,
     ) -> Result<tree_reply::Outcome, FileError> {
-        let seq = self.next.fetch_add(1, Ordering::Relaxed);
-        self.propose(RequestId { lane: self.parts.own_lane, seq }, command, deadline).await
-    }
-
-    /// A refusal because of a stale epoch changed nothing and is not remembered: the command goes
-    /// out again until this node has come up anew.
-    async fn propose(
-        &self,
-        id: RequestId,
-        command: tree_command::Command,
-        deadline: Instant,
-    ) -> Result<tree_reply::Outcome, FileError> {
-        let command = Command::from(command::Kind::Tree(TreeCommand::from(command)));
-        loop {
-            let within = left(deadline);
-            match self.parts.registry.propose_within(id, command.clone(), within).await {
-                Err(RegistryError::Fenced { .. }) if Instant::now() + FENCED_PAUSE < deadline => {
-                    tokio::time::sleep(FENCED_PAUSE).await;
-                }
-                Err(error) => return Err(error.into()),
-                Ok(reply) => return tree_outcome(reply),
-            }
-        }
+        let command = command::Kind::Tree(TreeCommand::from(command));
+        tree_outcome(self.parts.proposer.propose(command, left(deadline)).await?)
     }
 }
 
@@ -187,9 +162,13 @@ impl Call<'_> {
         command: tree_command::Command,
     ) -> Result<tree_reply::Outcome, FileError> {
         let step = self.step.fetch_add(1, Ordering::Relaxed);
-        debug_assert!(step < STEPS_MAX, "a kernel call needed more commands than it has ids");
-        let seq = self.unique * STEPS_MAX + step.min(STEPS_MAX - 1);
+        if step >= STEPS_MAX {
+            // The next id is another call's: its reply would be taken for this one's.
+            return Err(FileError::Strange);
+        }
+        let seq = self.unique * STEPS_MAX + step;
         let id = RequestId { lane: self.files.parts.mount_lane, seq };
-        self.files.propose(id, command, self.deadline).await
+        let command = command::Kind::Tree(TreeCommand::from(command));
+        tree_outcome(propose_as(&self.files.parts.registry, id, command, self.deadline).await?)
     }
 }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use unum_core::placement::chunks::{Place, place};
+use unum_core::placement::chunks::{Place, durable_enough, place};
+use unum_core::tree::Chunk;
 use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
 use unum_proto::file::{
     CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply,
@@ -50,6 +51,14 @@ pub struct Stored {
     pub length: u32,
     pub hash: [u8; HASH_SIZE],
     pub replicas: Vec<NodeId>,
+}
+
+/// What came of copying a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    pub to: Vec<NodeId>,
+    /// Why the last node that did not take it did not.
+    pub refusal: String,
 }
 
 /// Why content could not be written or read.
@@ -190,6 +199,34 @@ impl Replicas {
         (node, result)
     }
 
+    /// Copies a chunk to the first `count` of `to` that take it.
+    pub async fn copy(
+        &self,
+        id: ChunkId,
+        chunk: &Chunk,
+        from: &[NodeId],
+        to: impl Iterator<Item = NodeId>,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Copied, String> {
+        let data = self.read(id, from, 0, chunk.length, deadline).await;
+        let data = data.map_err(|error| error.to_string())?;
+        if *blake3::hash(&data).as_bytes() != chunk.hash {
+            return Err(format!("chunk {id} is rotten on {from:?}: its hash does not match"));
+        }
+        let mut copied = Copied { to: Vec::new(), refusal: "no other node is there".into() };
+        for node in to {
+            if copied.to.len() >= count {
+                break;
+            }
+            match self.put(node, id, chunk.hash, data.clone(), deadline).await {
+                (node, Ok(())) => copied.to.push(node),
+                (node, Err(status)) => copied.refusal = format!("{node}: {status}"),
+            }
+        }
+        Ok(copied)
+    }
+
     /// Reads a part of a chunk from the first of its nodes that has it: this one before others.
     pub async fn read(
         &self,
@@ -273,12 +310,6 @@ impl Replicas {
             .call::<PutChunkMethod>(move |_, request: PutChunk| serve_put(put.clone(), request))
             .call::<GetChunkMethod>(move |_, request: GetChunk| serve_get(get.clone(), request))
     }
-}
-
-/// How many replicas must be durable so that the loss of any minority of `nodes` leaves one.
-fn durable_enough(nodes: usize, wanted: usize) -> usize {
-    let minority = nodes.saturating_sub(1) / 2;
-    (minority + 1).min(wanted)
 }
 
 async fn serve_put(store: ChunkQueue, request: PutChunk) -> Result<PutChunkReply, Status> {
@@ -370,20 +401,5 @@ mod tests {
         for code in passing {
             assert!(!is_verdict(code), "{code:?}");
         }
-    }
-
-    #[test]
-    fn the_loss_of_any_minority_leaves_a_replica() {
-        for nodes in 1..=9 {
-            for wanted in 1..=3usize.min(nodes) {
-                let minority = (nodes - 1) / 2;
-                let durable = durable_enough(nodes, wanted);
-                assert!(durable > minority || durable == wanted, "{nodes} {wanted} {durable}");
-            }
-        }
-        assert_eq!(durable_enough(1, 1), 1);
-        assert_eq!(durable_enough(2, 2), 1);
-        assert_eq!(durable_enough(3, 3), 2);
-        assert_eq!(durable_enough(5, 3), 3);
     }
 }

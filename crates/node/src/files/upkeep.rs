@@ -328,30 +328,17 @@ async fn replicate(
     let Lacking { id, chunk, live } = lacking;
     let replicas = files.replicas();
     let deadline = Instant::now() + REPAIR_TIME_MAX;
-    let data = replicas.read(*id, live, 0, chunk.length, deadline).await;
-    let data = data.map_err(|error| error.to_string())?;
-    if *blake3::hash(&data).as_bytes() != chunk.hash {
-        return Err(format!("chunk {id} is rotten on {live:?}: its hash does not match"));
+    let order = place(*id, places, places.len()).into_iter().filter(|node| !live.contains(node));
+    let lacking = wanted.saturating_sub(live.len());
+    let copied = replicas.copy(*id, chunk, live, order, lacking, deadline).await?;
+    if copied.to.is_empty() {
+        return Err(format!("no node takes another replica of chunk {id}: {}", copied.refusal));
     }
-    let mut now = live.clone();
-    let others = place(*id, places, places.len()).into_iter().filter(|node| !live.contains(node));
-    for node in others {
-        if now.len() >= wanted {
-            break;
-        }
-        let (node, put) = replicas.put(node, *id, chunk.hash, data.clone(), deadline).await;
-        match put {
-            Ok(()) => now.push(node),
-            Err(status) => tracing::debug!(%node, %status, "takes no replica"),
-        }
-    }
-    if now.len() == live.len() {
-        return Err(format!("no node takes another replica of chunk {id}"));
-    }
+    let now = live.iter().chain(&copied.to);
     let set = SetReplicas {
         chunk: Some((*id).into()),
         expected: chunk.replicas.iter().map(|node| node.0).collect(),
-        replicas: now.iter().map(|node| node.0).collect(),
+        replicas: now.map(|node| node.0).collect(),
     };
     match files.change(Command::SetReplicas(set), deadline).await {
         // The chunk is gone, or somebody else repaired it.

@@ -18,6 +18,7 @@ use openraft::{AsyncRuntime, Instant};
 
 use super::shell::Core;
 use super::start::Timing;
+use crate::tasks::next_beat;
 
 /// When this node last heard from a leader that it follows, and the beat that the leader's timers
 /// share.
@@ -48,9 +49,7 @@ impl<RT: AsyncRuntime> Pace<RT> {
     /// end together and wake this node once.
     pub async fn beats(&self, count: u32) {
         let period = self.beat * count.max(1);
-        let periods = self.started.elapsed().as_nanos() / period.as_nanos().max(1) + 1;
-        let after = period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
-        RT::sleep_until(self.started + after).await;
+        RT::sleep_until(self.started + next_beat(self.started.elapsed(), period)).await;
     }
 }
 
