@@ -172,9 +172,17 @@ fn programs_are_seen_and_signalled_from_everywhere(playground: &Playground) {
     let script = "unum run -n n2 -- sleep 78 & p=$!
         until unum ps | grep -q 'sleep 78'; do sleep 0.05; done; kill -KILL $p; wait $p";
     playground.sh("n1", script);
+    // Whenever that happens: before it is started, before `unum run` heard of it, and after.
+    let script = "for ms in $(seq 0 39); do
+            unum run -n n2 -- sleep 79 & p=$!; sleep 0.0$(printf %02d $ms); kill -KILL $p
+        done; wait";
+    playground.sh("n1", script);
     until("no orphan is left", || {
-        let left = ["sleep 77", "sleep 78"].iter().any(|c| find(playground, "n2", c).is_some());
-        (!left).then_some(())
+        let listed = processes(playground, "n2");
+        let orphan = |process: &serde_json::Value| {
+            ["sleep 77", "sleep 78", "sleep 79"].iter().any(|sleep| process["command"] == *sleep)
+        };
+        (!listed.iter().any(orphan)).then_some(())
     });
 }
 

@@ -328,8 +328,7 @@ impl Streams {
             Stream::Stderr => (stderr, &mut self.stderr),
         };
         *fd = None;
-        output.forget();
-        output.finish();
+        output.close();
     }
 
     /// Bytes of output that wait to be fetched.

@@ -23,6 +23,8 @@ pub struct Output {
     sent: u64,
     ended: bool,
     end_sent: bool,
+    /// Its reader has closed it: nothing is missed by whoever comes next.
+    unwanted: bool,
 }
 
 /// A piece to send.
@@ -65,6 +67,13 @@ impl Output {
         self.ack(self.end());
     }
 
+    /// The reader wants nothing more of it.
+    pub fn close(&mut self) {
+        self.forget();
+        self.finish();
+        self.unwanted = true;
+    }
+
     /// Offset after the last byte produced.
     pub fn end(&self) -> u64 {
         self.acked + self.held.len() as u64
@@ -89,9 +98,10 @@ impl Output {
         }
     }
 
-    /// A new reader starts at `offset`, or at the oldest byte.
+    /// A new reader starts at `offset`, or at the oldest byte. Of what its reader has closed it gets
+    /// the end.
     pub fn start_at(&mut self, offset: Option<u64>) -> Result<u64, NotHeld> {
-        let offset = offset.unwrap_or(self.acked);
+        let offset = offset.filter(|_| !self.unwanted).unwrap_or(self.acked);
         if offset < self.acked || offset > self.end() {
             return Err(NotHeld { oldest: self.acked, end: self.end() });
         }
@@ -323,5 +333,16 @@ mod tests {
         output.ack(3);
         assert_eq!(output.start_at(Some(2)), Err(NotHeld { oldest: 3, end: 5 }));
         assert_eq!(output.start_at(None), Ok(3));
+    }
+
+    #[test]
+    fn whoever_closed_an_output_may_come_again_from_where_it_was() {
+        let mut output = Output::default();
+        output.push(b"hello");
+        output.ack(1);
+        output.close();
+        assert_eq!(output.start_at(Some(1)), Ok(5));
+        let end = Piece { offset: 5, bytes: Bytes::new(), eof: true };
+        assert_eq!(output.take_piece(), Some(end));
     }
 }

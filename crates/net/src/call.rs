@@ -141,9 +141,20 @@ pub struct Incoming {
     pub deadline: Option<Instant>,
     pub trace: TraceContext,
     pub(crate) cancelled: Option<watch::Receiver<bool>>,
+    pub(crate) ending: watch::Receiver<bool>,
 }
 
 impl Incoming {
+    /// Completes when the connection that the call came over has ended. Of a caller on this machine
+    /// that means that it has ended or wants nothing more: its connection does not break by itself.
+    pub async fn disconnected(&self) {
+        let mut ending = self.ending.clone();
+        if ending.wait_for(|ending| *ending).await.is_err() {
+            // This daemon is going down, which says nothing of the caller.
+            std::future::pending().await
+        }
+    }
+
     /// Completes when the caller is no longer interested. The service's future is dropped then
     /// anyway; this is for work that it handed to somebody else.
     pub async fn cancelled(&self) {

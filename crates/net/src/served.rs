@@ -210,6 +210,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, greeted: Greeted, peer: Peer) {
     let end = served.read(frames, &heard).await;
     match end {
         Err(End::Closed) | Ok(()) => {}
+        // Such a program was killed, or ended before it had read all.
+        Err(End::Io(why)) if matches!(served.peer, Peer::Local(_)) => {
+            tracing::debug!("the {class} connection of {} ended: {why}", served.peer);
+        }
         Err(why) => tracing::warn!("closing the {class} connection of {}: {why}", served.peer),
     }
     served.writer.end();
@@ -353,7 +357,8 @@ impl Served {
         if self.expired.load(Ordering::Acquire) {
             return Ok(());
         }
-        let incoming = Incoming { caller, deadline: None, trace, cancelled: None };
+        let ending = self.writer.ending();
+        let incoming = Incoming { caller, deadline: None, trace, cancelled: None, ending };
         let taken = self.shared.router.route(&header.method).and_then(|route| match &route.act {
             Act::Cast(act) => act(incoming, body),
             Act::Call(_) | Act::Stream(_) => Err(wrong_shape(&header.method)),
@@ -379,6 +384,7 @@ impl Served {
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             trace: TraceContext::from_wire(&header.trace).unwrap_or_default(),
             cancelled: Some(cancelled.clone()),
+            ending: self.writer.ending(),
         };
         let deadline = incoming.deadline;
         let route = match self.route(&header.method) {

@@ -28,7 +28,7 @@ use crate::{
         CONNECTIONS_MAX, CONNECTIONS_PER_USER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, JOINS_MAX,
     },
     link::describe,
-    served::{Peer, Shared, greet, serve},
+    served::{End, Peer, Shared, greet, serve},
 };
 
 /// Wait after accept failed, as when descriptors have run out.
@@ -315,6 +315,8 @@ async fn serve_local(shared: Arc<Shared>, socket: UnixStream, caller: Caller) {
     let greeting = greet(&shared, Box::pin(input), Box::pin(output));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, greeting).await {
         Ok(Ok(greeted)) => serve(shared, greeted, Peer::Local(caller)).await,
+        // It was killed, or thought better of it.
+        Ok(Err(End::Closed | End::Io(_))) => {}
         Ok(Err(why)) => tracing::warn!("refused a local program of uid {}: {why}", caller.uid),
         Err(_) => tracing::warn!("dropped a local program of uid {}: no hello", caller.uid),
     }

@@ -10,7 +10,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use unum_core::registry::State;
 use unum_core::time::Time;
-use unum_net::{CallOptions, Code, Incoming, RpcError, Status, StreamReceiver, StreamSender};
+use unum_net::{
+    CallOptions, Caller, Code, Incoming, RpcError, Status, StreamReceiver, StreamSender,
+};
 use unum_proto::ids::{NodeId, Pid};
 use unum_proto::init::{
     Ack, Ask, Attach as AttachAsk, Attached, CloseOutput, Detach, Exited, Happened, Input,
@@ -369,16 +371,17 @@ impl Messages {
 /// killed `unum run`. It does nothing when the daemon dies, for then the caller attaches again.
 struct HangUp {
     service: Processes,
-    uid: u32,
-    gid: u32,
+    caller: Caller,
     pid: Pid,
     armed: bool,
 }
 
 impl HangUp {
     fn new(service: &Processes, incoming: &Incoming, pid: Pid) -> Self {
-        let service = service.clone();
-        Self { service, uid: incoming.caller.uid, gid: incoming.caller.gid, pid, armed: true }
+        // From now on the caller is missed here.
+        service.shared.unattended.remove(pid.0);
+        let (service, caller) = (service.clone(), incoming.caller.clone());
+        Self { service, caller, pid, armed: true }
     }
 
     /// The attachment was answered: the caller is there to hear it, and decides by itself.
@@ -393,16 +396,20 @@ impl Drop for HangUp {
         if !self.armed {
             return;
         }
-        let (service, uid, gid, pid) = (self.service.clone(), self.uid, self.gid, self.pid);
+        let (service, caller, pid) = (self.service.clone(), self.caller.clone(), self.pid);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        drop(runtime.spawn(async move {
-            let scope = SignalScope::Session as i32;
-            let request = SignalRequest { pid: pid.0, signal: 0, scope };
-            let caller = unum_net::Caller { node: None, uid, gid, groups: Vec::new() };
-            let options = CallOptions::within(PEER_TIME_MAX).caller(caller);
-            if let Err(error) = service.signal_as(&options, request).await {
-                tracing::info!(%pid, %error, "a program whose caller has gone was not hung up");
-            }
-        }));
+        drop(runtime.spawn(async move { service.hang_up(caller, pid).await }));
+    }
+}
+
+impl Processes {
+    /// As the kernel does when a terminal is closed.
+    pub(super) async fn hang_up(&self, caller: Caller, pid: Pid) {
+        let scope = SignalScope::Session as i32;
+        let request = SignalRequest { pid: pid.0, signal: 0, scope };
+        let options = CallOptions::within(PEER_TIME_MAX).caller(caller);
+        if let Err(error) = self.signal_as(&options, request).await {
+            tracing::info!(%pid, %error, "a program whose caller has gone was not hung up");
+        }
     }
 }

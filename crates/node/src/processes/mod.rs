@@ -71,6 +71,8 @@ struct Shared {
     nodes: Box<dyn Nodes>,
     /// Programs sent to each node since its load was last heard of. Never held across an await.
     placed: Mutex<BTreeMap<NodeId, start::Placed>>,
+    /// Programs whose callers here have not attached to them yet.
+    unattended: start::Unattended,
 }
 
 impl Processes {
@@ -81,8 +83,9 @@ impl Processes {
         world: World,
         nodes: Box<dyn Nodes>,
     ) -> Self {
-        let placed = Mutex::default();
-        Self { shared: Arc::new(Shared { node, registry, client, world, nodes, placed }) }
+        let (placed, unattended) = Default::default();
+        let shared = Shared { node, registry, client, world, nodes, placed, unattended };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Tells the world which PIDs are this node's. To be called whenever its blocks change.

@@ -1,12 +1,15 @@
 //! Where a program shall run, and its start there.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::oneshot;
 use unum_core::placement::programs::{Candidate, choose};
 use unum_net::{CallOptions, Caller, Code, Incoming, Status};
-use unum_proto::ids::NodeId;
+use unum_proto::ids::{NodeId, Pid};
 use unum_proto::init::{Answer, Ask, Fault, LogStdio, PipeStdio, PtyStdio, Rlimit, Spawn, Stdio};
 use unum_proto::process::{
     ARGUMENTS_SIZE_MAX, Program, StartFailure, StartReply, StartRequest, StartStep,
@@ -28,10 +31,69 @@ pub(super) struct Placed {
     since: Instant,
 }
 
+/// Programs that were started for a caller on this node and wait for it to attach. An entry lives
+/// no longer than the caller's connection, nor than [`ORPHAN_AFTER`].
+#[derive(Debug, Default)]
+pub(super) struct Unattended {
+    /// Dropped when the caller attaches. Never held across an await.
+    programs: Mutex<BTreeMap<u32, oneshot::Sender<()>>>,
+}
+
+impl Unattended {
+    fn add(&self, pid: u32) -> oneshot::Receiver<()> {
+        let (attached, wait) = oneshot::channel();
+        self.programs.lock().unwrap_or_else(|poison| poison.into_inner()).insert(pid, attached);
+        wait
+    }
+
+    pub(super) fn remove(&self, pid: u32) {
+        self.programs.lock().unwrap_or_else(|poison| poison.into_inner()).remove(&pid);
+    }
+}
+
 impl Processes {
     pub(super) async fn start(
         &self,
         incoming: Incoming,
+        request: StartRequest,
+    ) -> Result<StartReply, Status> {
+        let detached = request.program.as_ref().is_some_and(|program| program.detached);
+        if detached || incoming.caller.node.is_some() {
+            return self.start_somewhere(&incoming, request).await;
+        }
+        // Goes on by itself: a caller that is killed before it heard of its program cannot attach to
+        // it, and so must be missed here.
+        let (service, (tell, told)) = (self.clone(), oneshot::channel());
+        drop(tokio::spawn(async move {
+            let started = service.start_somewhere(&incoming, request).await;
+            let pid = started.as_ref().ok().map(|started| started.pid);
+            let unattended = pid.map(|pid| (pid, service.shared.unattended.add(pid)));
+            // Nobody to tell: the connection has ended, as is seen below.
+            let _ = tell.send(started);
+            if let Some((pid, attached)) = unattended {
+                service.expect_caller(&incoming, pid, attached).await;
+            }
+        }));
+        told.await.unwrap_or_else(|_| Err(Status::internal("the start was given up")))
+    }
+
+    /// Hangs a program up if its caller goes before it has attached.
+    async fn expect_caller(&self, caller: &Incoming, pid: u32, attached: oneshot::Receiver<()>) {
+        tokio::select! {
+            _ = attached => {}
+            // Its node's unum-init gives it up now.
+            () = tokio::time::sleep(ORPHAN_AFTER) => self.shared.unattended.remove(pid),
+            () = caller.disconnected() => {
+                self.shared.unattended.remove(pid);
+                self.hang_up(caller.caller.clone(), Pid(pid)).await;
+            }
+        }
+    }
+
+    /// Starts the program on its node, here or elsewhere.
+    async fn start_somewhere(
+        &self,
+        incoming: &Incoming,
         request: StartRequest,
     ) -> Result<StartReply, Status> {
         let program = request.program.as_ref().ok_or_else(|| invalid("no program was named"))?;
@@ -48,7 +110,7 @@ impl Processes {
         }
         let name = self.node_name(node);
         let request = StartRequest { node: node.0.to_string(), ..request };
-        let mut options = CallOptions::on_behalf(&incoming);
+        let mut options = CallOptions::on_behalf(incoming);
         let limit = tokio::time::Instant::now() + PEER_TIME_MAX;
         options.deadline = Some(options.deadline.map_or(limit, |deadline| deadline.min(limit)));
         let started = self.shared.client.call::<Start>(&to(node), request, &options).await;

@@ -31,8 +31,25 @@ pub(super) struct Cursor {
 impl ChunkStore {
     /// Does one step: moves about `bytes_max` bytes, or removes a segment in which nothing is alive
     /// any more. Those bytes are in memory meanwhile. The caller decides how often.
+    ///
+    /// On a full disk it removes what needs no room for that, and fails with `Full` when there is
+    /// nothing of the kind.
     pub fn compact(&self, bytes_max: u64) -> Result<Compacted, ChunkError> {
         let mut compaction = self.compaction.lock().unwrap_or_else(|p| p.into_inner());
+        let stepped = self.step(&mut compaction, bytes_max);
+        let Err(full @ ChunkError::Full(_)) = stepped else { return stepped };
+        let dead = self.read_index().dead();
+        match dead {
+            Some(segment) => self.free(Cursor::of_dead(segment), 0),
+            None => Err(full),
+        }
+    }
+
+    fn step(
+        &self,
+        compaction: &mut Option<Cursor>,
+        bytes_max: u64,
+    ) -> Result<Compacted, ChunkError> {
         let Some(mut cursor) = compaction.take().or_else(|| self.choose()) else {
             return Ok(Compacted::Nothing);
         };
@@ -91,13 +108,30 @@ impl ChunkStore {
             Err(error) => return Err(error.into()),
         }
         self.disk.sync_dir()?;
-        self.write_index().segments.remove(&cursor.segment);
+        self.write_index().forget_segment(cursor.segment);
         let rotten = cursor.rotten.into_iter().map(|(chunk, _)| chunk).collect();
         Ok(Compacted::Freed { bytes: freed, rotten })
     }
 }
 
+impl Cursor {
+    /// Nothing is to be moved out of the segment.
+    fn of_dead(segment: u64) -> Self {
+        Self { segment, alive: Vec::new(), rotten: Vec::new() }
+    }
+}
+
 impl Index {
+    /// A sealed segment that can go as it is.
+    fn dead(&self) -> Option<u64> {
+        let (active, _) = self.segments.last_key_value()?;
+        let mut sealed = self.segments.range(..active);
+        let dead = sealed.find(|(number, segment)| {
+            segment.live_bytes == 0 && self.needed_tombs(**number).next().is_none()
+        });
+        dead.map(|(number, _)| *number)
+    }
+
     /// The sealed segment with the most dead bytes, if it is worth it.
     fn choose(&self, dead_percent: u64) -> Option<Cursor> {
         let (active, _) = self.segments.last_key_value()?;
@@ -121,8 +155,10 @@ impl Index {
     /// The tombstones in a segment without which a deleted chunk would return.
     fn needed_tombs(&self, number: u64) -> impl Iterator<Item = &Tomb> {
         let tombs = self.segments.get(&number).map_or(&[][..], |segment| &segment.tombs[..]);
-        tombs
-            .iter()
-            .filter(move |tomb| tomb.buried != number && self.segments.contains_key(&tomb.buried))
+        tombs.iter().filter(move |tomb| {
+            // Some between may never have held the chunk: it is kept longer than it must, then.
+            let mut holders = self.segments.range(tomb.oldest..=tomb.buried);
+            holders.any(|(holder, _)| *holder != number)
+        })
     }
 }

@@ -13,7 +13,8 @@
 //! - A deletion is durable when it is acknowledged, unless the disk is full. Then, and when its
 //!   tombstone rots, the chunk returns with the next opening. That is harmless: ids are never
 //!   reused, and who lists the chunks finds one that nobody wants and deletes it again.
-//! - A tombstone is kept as long as the segment that holds the chunk's content.
+//! - A tombstone is kept as long as a segment that holds content of its chunk: besides the last, those
+//!   of which it was moved and that are not removed yet.
 //! - After a failed sync nothing is written until the store was opened again.
 //!
 //! The index is in memory: about 100 bytes for each chunk.
@@ -29,7 +30,7 @@ mod recover;
 mod tests;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -136,6 +137,9 @@ pub struct ChunkStore {
 #[derive(Default)]
 struct Index {
     chunks: BTreeMap<ChunkId, Place>,
+    /// Older records of `chunks`, by segment: what was moved out of one that is not removed yet, and
+    /// what rotted and was put again.
+    stale: BTreeSet<(ChunkId, u64)>,
     /// The last one is written to.
     segments: BTreeMap<u64, Segment>,
     stamp: u64,
@@ -162,8 +166,10 @@ struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tomb {
     chunk: ChunkId,
-    /// The segment that holds the deleted content.
+    /// The last segment that holds the deleted content.
     buried: u64,
+    /// The first one that does.
+    oldest: u64,
 }
 
 /// A chunk that was checked and is ready to be written.
@@ -203,7 +209,11 @@ impl Place {
 impl Index {
     /// Lets the chunk be at `place`; what it was before is dead.
     fn set(&mut self, chunk: ChunkId, place: Place) {
-        self.unset(chunk);
+        if let Some(before) = self.unset(chunk)
+            && before.segment != place.segment
+        {
+            self.stale.insert((chunk, before.segment));
+        }
         if let Some(segment) = self.segments.get_mut(&place.segment) {
             segment.live_bytes += place.span();
         }
@@ -216,6 +226,35 @@ impl Index {
             segment.live_bytes = segment.live_bytes.saturating_sub(place.span());
         }
         Some(place)
+    }
+
+    /// All records of the chunk up to the segment `buried` are dead.
+    fn bury(&mut self, chunk: ChunkId, buried: u64) -> Tomb {
+        let place = self.chunks.get(&chunk).map(|place| place.segment);
+        let stale: Vec<_> = self.stale.range((chunk, 0)..=(chunk, buried)).copied().collect();
+        let oldest = stale.first().map_or(buried, |(_, segment)| *segment);
+        for record in stale {
+            self.stale.remove(&record);
+        }
+        match place.filter(|segment| *segment <= buried) {
+            // Else it was put again after that.
+            None => Tomb { chunk, buried, oldest },
+            Some(segment) => {
+                self.unset(chunk);
+                Tomb { chunk, buried, oldest: oldest.min(segment) }
+            }
+        }
+    }
+
+    fn add_tomb(&mut self, segment: u64, tomb: Tomb) {
+        if let Some(segment) = self.segments.get_mut(&segment) {
+            segment.tombs.push(tomb);
+        }
+    }
+
+    fn forget_segment(&mut self, number: u64) {
+        self.segments.remove(&number);
+        self.stale.retain(|(_, segment)| *segment != number);
     }
 }
 

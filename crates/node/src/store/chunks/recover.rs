@@ -12,7 +12,7 @@ use super::format::{
     Body, HEAD_BYTES, HEAD_BYTES_MAX, Head, SEGMENT_HEADER_BYTES, blocks_hold,
     decode_segment_header, segment_number,
 };
-use super::{ChunkError, Index, Place, Segment, Tomb};
+use super::{ChunkError, Index, Place, Segment};
 use crate::store::disk::{Disk, DiskError, DiskFile, Open};
 
 /// How much is read at once while heads are looked for.
@@ -135,13 +135,9 @@ impl Index {
                 self.set(head.chunk, place);
             }
             Body::Tomb { buried } => {
-                // A tombstone that was carried along must not hit a chunk that was put since.
-                if self.chunks.get(&head.chunk).is_some_and(|place| place.segment <= *buried) {
-                    self.unset(head.chunk);
-                }
-                if let Some(segment) = self.segments.get_mut(&number) {
-                    segment.tombs.push(Tomb { chunk: head.chunk, buried: *buried });
-                }
+                // One that was carried along does not hit a chunk that was put since.
+                let tomb = self.bury(head.chunk, *buried);
+                self.add_tomb(number, tomb);
             }
             Body::Void { .. } => {}
         }

@@ -263,6 +263,71 @@ fn a_real_full_disk() {
     }
 }
 
+/// Four segments: the first with a deleted chunk and a living one; the second with the most dead bytes
+/// and the tombstone of the first's chunk; the third all dead; and the one that is written to.
+fn with_a_needed_tombstone(sim: &SimDisk) -> ChunkStore {
+    let (store, _) = open(sim);
+    let put_both = |from: u64, len| (from..from + 2).for_each(|seq| put(&store, seq, len).unwrap());
+    put_both(0, 9_000);
+    put_both(2, 9_000);
+    store.delete(id(0)).unwrap();
+    put_both(4, 8_000);
+    put_both(6, 5_000);
+    (2..6).for_each(|seq| store.delete(id(seq)).unwrap());
+    store
+}
+
+#[test]
+fn a_full_disk_keeps_needed_tombstones_and_frees_what_needs_no_room() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let store = with_a_needed_tombstone(&sim);
+    let compact_without_room = || {
+        let (op, path_contains, errno) = (Op::Write, String::new(), Errno::NOSPC);
+        sim.fail(Fault { op, path_contains, after: 0, errno });
+        store.compact(100_000)
+    };
+    assert!(matches!(compact_without_room(), Ok(Compacted::Freed { .. })));
+    let segments: Vec<u64> = store.read_index().segments.keys().copied().collect();
+    assert_eq!(segments, [1, 2, 4]);
+    assert!(matches!(compact_without_room(), Err(ChunkError::Full(_))));
+    sim.crash().unwrap();
+    let (store, _) = open(&sim);
+    assert!(!store.contains(id(0)), "a deleted chunk came back");
+    // With room again, all goes that can.
+    while store.compact(100_000).unwrap() != Compacted::Nothing {}
+    sim.crash().unwrap();
+    let (store, _) = open(&sim);
+    let left: Vec<_> = store.list(None, 10).iter().map(|listed| listed.chunk.seq).collect();
+    assert_eq!(left, [1, 6, 7]);
+}
+
+#[test]
+fn a_chunk_deleted_while_it_is_being_moved_stays_deleted() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = open(&sim);
+    (0..4).for_each(|seq| put(&store, seq, 4_000).unwrap());
+    put(&store, 4, 9_000).unwrap();
+    (0..2).for_each(|seq| store.delete(id(seq)).unwrap());
+    // The move of the last out of the first segment; the segment stays, for there is more in it.
+    assert!(matches!(store.compact(1), Ok(Compacted::Moved { .. })));
+    let moved_to = store.read_index().chunks[&id(3)].segment;
+    assert_eq!(moved_to, 2);
+    store.delete(id(3)).unwrap();
+    store.delete(id(4)).unwrap();
+    put(&store, 5, 9_000).unwrap();
+    sim.crash().unwrap();
+    // Now the second segment goes, in which the deleted chunk was last.
+    let (store, _) = open(&sim);
+    assert!(matches!(store.compact(1), Ok(Compacted::Freed { .. })));
+    assert!(!store.read_index().segments.contains_key(&moved_to));
+    sim.crash().unwrap();
+    let (store, _) = open(&sim);
+    assert!(!store.contains(id(3)), "a deleted chunk came back");
+    while store.compact(100_000).unwrap() != Compacted::Nothing {}
+    assert_eq!(store.read_index().stale.len(), 0);
+    assert!(store.contains(id(2)) && store.contains(id(5)));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     /// Puts that share a group, if they can.
@@ -398,7 +463,6 @@ fn run(seed: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 if let Ok(Compacted::Freed { rotten, .. }) = outcome {
                     prop_assert_eq!(rotten, []);
                 }
-                // A tombstone that found no room is given up: what it buried may return.
             }
             Step::Fail { op, after, full } => {
                 let errno = if *full { Errno::NOSPC } else { Errno::IO };

@@ -114,8 +114,7 @@ impl ChunkStore {
                 self.write_index().unset(*chunk);
                 Ok(())
             }
-            Change::Carry(_) => Ok(()),
-            Change::Put(_) | Change::Move(..) => Err(ChunkError::Full(error)),
+            Change::Put(_) | Change::Move(..) | Change::Carry(_) => Err(ChunkError::Full(error)),
         }
     }
 
@@ -297,16 +296,12 @@ impl Index {
             match (change, &head.body) {
                 (Change::Put(_), _) => self.set(head.chunk, place(self.stamp)),
                 (Change::Move(_, from), _) => self.set(head.chunk, place(from.stamp)),
-                (Change::Delete(_) | Change::Carry(_), Body::Tomb { buried }) => {
-                    let tomb = Tomb { chunk: head.chunk, buried: *buried };
-                    if matches!(change, Change::Delete(_)) {
-                        self.unset(tomb.chunk);
-                    }
-                    if let Some(segment) = self.segments.get_mut(&target.number) {
-                        segment.tombs.push(tomb);
-                    }
+                (Change::Delete(chunk), Body::Tomb { buried }) => {
+                    let tomb = self.bury(*chunk, *buried);
+                    self.add_tomb(target.number, tomb);
                 }
-                (Change::Delete(_) | Change::Carry(_), Body::Put { .. } | Body::Void { .. }) => {}
+                (Change::Carry(tomb), _) => self.add_tomb(target.number, *tomb),
+                (Change::Delete(_), Body::Put { .. } | Body::Void { .. }) => {}
             }
             at += head.span() as u32;
         }
