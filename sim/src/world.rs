@@ -368,6 +368,8 @@ impl World {
         // Clocks of different machines differ.
         let skew = Duration::from_millis(node.0 * 137);
         Options {
+            // Simulated time begins with the node.
+            grid: || Duration::ZERO,
             clock: Arc::new(move || Time::from_secs(DAWN).after(clock.elapsed() + skew)),
             timing: Timing::default(),
             offload: Offload::Inline,

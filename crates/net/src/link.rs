@@ -336,7 +336,7 @@ impl Link {
         };
         let watching = async {
             loop {
-                self.watch_calls(dead).await?;
+                self.watch_calls(dead, settings.grid).await?;
                 self.doze(settings.idle_ping, dead).await?;
             }
         };
@@ -351,7 +351,7 @@ impl Link {
     }
 
     /// Looks often while calls are pending, and a while after.
-    async fn watch_calls(&self, dead: Duration) -> Result<(), Silent> {
+    async fn watch_calls(&self, dead: Duration, grid: Instant) -> Result<(), Silent> {
         let tick = (dead / LOOKS).max(Duration::from_millis(1));
         let mut heard = self.heard.load(Ordering::Relaxed);
         let mut last_call = self.lock().last;
@@ -359,15 +359,17 @@ impl Link {
         let mut quiet_ticks = 0;
         while quiet_ticks < LOOKS {
             let before = Instant::now();
-            tokio::time::sleep(tick).await;
+            tokio::time::sleep_until(next_look(grid, tick)).await;
             let (pending, newest) = self.activity();
             let quiet = !pending && newest == last_call;
             quiet_ticks = if quiet { quiet_ticks + 1 } else { 0 };
             last_call = newest;
             let now = self.heard.load(Ordering::Relaxed);
             // A look that comes late says that this machine stood still, not that the peer did.
-            let late = before.elapsed() > tick * 3;
-            silent = if now != heard || !pending || late { Duration::ZERO } else { silent + tick };
+            let passed = before.elapsed();
+            let late = passed > tick * 3;
+            silent =
+                if now != heard || !pending || late { Duration::ZERO } else { silent + passed };
             heard = now;
             if silent >= dead {
                 return Err(Silent(silent));
@@ -445,6 +447,12 @@ impl Drop for PendingCall {
         let _ = self.link.writer.send(Kind::Cancel, &header, Body::None, Flush::Now);
         self.link.close_if_done();
     }
+}
+
+/// The first multiple of `tick` from `grid` on that is to come.
+fn next_look(grid: Instant, tick: Duration) -> Instant {
+    let ticks = grid.elapsed().as_nanos() / tick.as_nanos().max(1) + 1;
+    grid + tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
 }
 
 /// Why a connection was not made.

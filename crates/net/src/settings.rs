@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A control connection with calls pending on which nothing was heard for so long is dead.
@@ -14,16 +16,20 @@ pub struct Settings {
     pub certificate_grace: Duration,
     /// How long calls may go on running on a connection that takes no new ones.
     pub drain: Duration,
+    /// Connections are looked at on a grid that begins here, so that looking at all of them is one
+    /// wake-up.
+    pub grid: Instant,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            dead_peer: Duration::from_millis(1500),
+            dead_peer: Duration::from_millis(1600),
             dead_peer_bulk: Duration::from_secs(6),
             idle_ping: Duration::from_secs(15),
             certificate_grace: Duration::from_secs(60),
             drain: Duration::from_secs(3600),
+            grid: Instant::now(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! them.
 
 pub mod api;
+pub mod beats;
 pub mod cluster;
 pub mod daemon;
 pub mod files;

@@ -22,6 +22,7 @@ use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
 use unum_sys::world::World as WorldStart;
 
+use crate::beats::beat;
 use crate::cluster::proposer::Proposer;
 use crate::files::mount::{Connection, KEPT_NAME, MountError, Mounted};
 use crate::files::replicas::{Candidates, Replicas};
@@ -31,7 +32,7 @@ use crate::processes::{Nodes, Processes};
 use crate::registry::{Registry, system_clock};
 use crate::settings::Settings;
 use crate::store::{ChunkError, ChunkOptions, ChunkQueue, ChunkStore};
-use crate::tasks::{Stop, Tasks, beat};
+use crate::tasks::{Stop, Tasks};
 use crate::world::{self, World};
 
 /// How long programs may take to end when the node stops.

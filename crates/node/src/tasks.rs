@@ -4,11 +4,10 @@
 //! than none, for a daemon that died is started again and takes over what it left.
 
 use std::future::Future;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
-use tokio::time::Instant;
 
 /// How long tasks may take to end after they were told to.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -29,19 +28,6 @@ impl Stop {
         // An error means that the sender is gone, which is the strongest request to stop.
         let _ = self.0.clone().wait_for(|stop| *stop).await;
     }
-}
-
-/// Until the next multiple of `period` on this daemon's clock. Loops that look around now and then
-/// keep to this grid, so that they wake the daemon together.
-pub async fn beat(period: Duration) {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    tokio::time::sleep_until(*START + next_beat(START.elapsed(), period)).await;
-}
-
-/// The first multiple of `period` after `elapsed`.
-pub fn next_beat(elapsed: Duration, period: Duration) -> Duration {
-    let periods = elapsed.as_nanos() / period.as_nanos().max(1) + 1;
-    period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))
 }
 
 /// Why the daemon cannot go on.

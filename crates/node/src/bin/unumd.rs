@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use unum_node::settings::{KEYS, Settings};
-use unum_node::{daemon, system};
+use unum_node::{beats, daemon, system};
 
 /// The daemon waits more than it computes.
 const WORKER_THREADS: usize = 2;
@@ -63,6 +63,7 @@ fn start(matches: &ArgMatches) -> anyhow::Result<()> {
     start_log(&settings.log)?;
     let priority = system::raise_priority();
     tracing::debug!(priority, "priority raised");
+    beats::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)

@@ -1,5 +1,6 @@
 //! What this machine says about itself.
 
+use crate::membership::loads::{read_cores, read_machine};
 use crate::settings::Settings;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use unum_proto::cluster::NodeFacts;
@@ -73,7 +74,7 @@ fn local_addresses(table: &str) -> Vec<Ipv4Addr> {
 }
 
 pub fn node_facts(settings: &Settings, listening: SocketAddr) -> NodeFacts {
-    let load = crate::membership::loads::read_machine();
+    let load = read_machine(read_cores());
     let uname = rustix::system::uname();
     NodeFacts {
         name: settings.name.clone(),

@@ -3,9 +3,10 @@
 
 use super::observe::{Contact, Newcomers};
 use super::proposer::Proposer;
+use crate::beats::beat;
 use crate::membership::Membership;
 use crate::registry::Registry;
-use crate::tasks::{Stop, beat};
+use crate::tasks::Stop;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use unum_core::time::Time;

@@ -8,9 +8,10 @@
 use super::facts;
 use super::proposer::Proposer;
 use super::service::learn_leader;
+use crate::beats::beat;
 use crate::membership::Membership;
 use crate::registry::{Registry, RegistryError};
-use crate::tasks::{Stop, beat};
+use crate::tasks::Stop;
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};

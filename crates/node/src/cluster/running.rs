@@ -13,6 +13,7 @@ use super::lifecycle::{Lifecycle, Refusals, Standing};
 use super::proposer::Proposer;
 use super::service::{ClusterService, Desk, keep_authority, learn_leader, renew};
 use crate::api::status::advice;
+use crate::beats;
 use crate::membership::{self, Membership, Timings};
 use crate::registry::{Options, Registry, Timing};
 use crate::services::{self, ServiceError, Services};
@@ -204,7 +205,7 @@ fn net_settings(settings: &Settings) -> unum_net::Settings {
     // test in a hurry wants that shorter.
     let default = unum_net::Settings::default();
     let grace = default.certificate_grace.min(settings.certificate_lifetime);
-    unum_net::Settings { certificate_grace: grace, ..default }
+    unum_net::Settings { certificate_grace: grace, grid: beats::start(), ..default }
 }
 
 fn timings(settings: &Settings) -> Timings {

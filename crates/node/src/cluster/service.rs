@@ -4,8 +4,9 @@
 use super::authority::Authority;
 use super::facts;
 use super::proposer::Proposer;
+use crate::beats::beat;
 use crate::registry::{Registry, RegistryError};
-use crate::tasks::{Stop, beat};
+use crate::tasks::Stop;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

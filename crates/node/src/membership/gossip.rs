@@ -13,6 +13,7 @@
 
 use super::codec::{Codec, CodecError, Identity};
 use super::loads::{LoadTable, Loads};
+use crate::beats::{SLOT, to_slot};
 use bytes::{BufMut, Bytes};
 use foca::{Foca, OwnedNotification, State};
 use prost::Message as _;
@@ -321,7 +322,8 @@ impl Gossip {
         let result = step(&mut self.foca, &mut effects);
         for (after, timer) in effects.timers {
             self.timer_count += 1;
-            self.timers.insert((now + after, self.timer_count), timer);
+            let due = if after < SLOT { now + after } else { to_slot(now + after) };
+            self.timers.insert((due, self.timer_count), timer);
         }
         self.outgoing.extend(effects.outgoing);
         let mut newcomers = false;
@@ -405,7 +407,8 @@ impl RunningClock {
     fn discount_lateness(&mut self, due: Duration, outer: Duration) {
         let late = self.read(outer).saturating_sub(due);
         if late > LATENESS_MAX && self.forgiven != Some(due) {
-            self.lost += late + GRACE;
+            // By whole slots, so that timers keep to them.
+            self.lost += to_slot(late + GRACE);
             self.forgiven = Some(due);
         }
     }

@@ -66,19 +66,25 @@ impl foca::BroadcastHandler<Identity> for Loads {
     }
 }
 
-/// What this machine has to offer now. Values the kernel does not tell stay 0.
-pub fn read_machine() -> Load {
+/// What this machine, with so many processors, has to offer now. Values the kernel does not tell stay
+/// 0.
+pub fn read_machine(cores: u32) -> Load {
     let average = read_start("/proc/loadavg");
     let memory = read_start("/proc/meminfo");
     let (load_milli, runnable) = parse_load_average(&average);
     Load {
-        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+        cores,
         load_milli,
         runnable,
         memory_total: parse_memory(&memory, "MemTotal:"),
         memory_free: parse_memory(&memory, "MemAvailable:"),
         ..Load::default()
     }
+}
+
+/// Processors that this daemon's control group may use.
+pub fn read_cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
 }
 
 /// The start of a small file, with one read: enough for what is looked for here.
@@ -111,7 +117,7 @@ mod tests {
         assert_eq!(parse_load_average("0.52 0.42 0.35 3/123 4567\n"), (520, 2));
         assert_eq!(parse_load_average("nonsense"), (0, 0));
         assert_eq!(parse_memory("MemTotal: 10 kB\nMemAvailable:   7 kB\n", "MemAvailable:"), 7168);
-        let machine = read_machine();
+        let machine = read_machine(read_cores());
         assert!(machine.cores > 0 && machine.memory_free > 0);
         assert!(machine.memory_free <= machine.memory_total);
     }

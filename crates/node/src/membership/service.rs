@@ -3,8 +3,9 @@
 
 use super::codec::{Identity, RUN_STRIDE};
 use super::gossip::{Gossip, MemberState, Outgoing, Timings, View};
-use super::loads::read_machine;
-use crate::tasks::{Stop, Tasks, beat};
+use super::loads::{read_cores, read_machine};
+use crate::beats::{self, beat};
+use crate::tasks::{Stop, Tasks};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -125,7 +126,7 @@ impl Starting {
     /// Starts gossip. `run` is the number of this run of the daemon.
     pub fn start(self, client: Client, timings: Timings, run: u64, tasks: &Tasks) {
         let own = Identity { node: self.membership.own, run: run.saturating_mul(RUN_STRIDE) };
-        let start = Instant::now();
+        let start = beats::start();
         let gossip = Gossip::new(own, timings, rand::random(), Duration::ZERO);
         let contacts = self.membership.contacts.subscribe();
         let service = Service {
@@ -139,6 +140,7 @@ impl Starting {
             client,
             tasks: tasks.clone(),
             reported: (Load::default(), 0),
+            cores: 0,
         };
         tasks.spawn_lasting("gossip", service.run(tasks.stop()));
     }
@@ -156,6 +158,8 @@ struct Service {
     tasks: Tasks,
     /// The load told last, and how many looks ago.
     reported: (Load, u32),
+    /// Seldom another, and dear to find out.
+    cores: u32,
 }
 
 impl Service {
@@ -197,6 +201,9 @@ impl Service {
     }
 
     fn report_load(&mut self) {
+        if self.reported.1 == 0 {
+            self.cores = read_cores();
+        }
         let service = *self.membership.load.lock().unwrap_or_else(PoisonError::into_inner);
         let load = Load {
             programs: service.programs,
@@ -204,7 +211,7 @@ impl Service {
             storage_free: service.storage_free,
             epoch: service.epoch,
             applied: service.applied,
-            ..read_machine()
+            ..read_machine(self.cores)
         };
         let (last, looks) = &mut self.reported;
         *looks += 1;

@@ -18,7 +18,7 @@ use openraft::{AsyncRuntime, Instant};
 
 use super::shell::Core;
 use super::start::Timing;
-use crate::tasks::next_beat;
+use crate::beats::{in_slots, next_beat};
 
 /// When this node last heard from a leader that it follows, and the beat that the leader's timers
 /// share.
@@ -30,8 +30,10 @@ pub struct Pace<RT: AsyncRuntime> {
 }
 
 impl<RT: AsyncRuntime> Pace<RT> {
-    pub fn new(timing: &Timing) -> Self {
-        Self { started: RT::Instant::now(), beat: beat(timing), heard: Mutex::new(None) }
+    /// For a daemon whose timers' grid has run for `elapsed`.
+    pub fn new(timing: &Timing, elapsed: Duration) -> Self {
+        let started = RT::Instant::now() - elapsed;
+        Self { started, beat: beat(timing), heard: Mutex::new(None) }
     }
 
     /// A leader's message that was followed came at `at`.
@@ -53,9 +55,9 @@ impl<RT: AsyncRuntime> Pace<RT> {
     }
 }
 
-/// Between two heartbeats: as long as openraft lets it be at most, for it rounds up to a tick.
+/// Between two heartbeats.
 fn beat(timing: &Timing) -> Duration {
-    Duration::from_millis(timing.heartbeat_ms) * 77 / 64
+    in_slots(Duration::from_millis(timing.heartbeat_ms))
 }
 
 /// How long after the leader was heard the tick may rest: with one tick (a fifth of a heartbeat) and

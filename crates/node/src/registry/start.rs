@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::{AsyncRuntime, Config, Raft, SnapshotPolicy};
 use tokio::sync::mpsc;
@@ -33,6 +33,7 @@ use super::suspicion::{self, Doubt, Suspicion};
 use super::transport::Transport;
 use super::types::Types;
 use super::writer::Writer;
+use crate::beats;
 use crate::store::disk::Disk;
 use crate::store::journal::{Journal, JournalOptions, Tail};
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub transport: Arc<dyn Transport>,
     pub clock: Clock,
     pub timing: Timing,
+    /// How long the grid of the daemon's timers has run.
+    pub grid: fn() -> Duration,
     pub offload: Offload,
     /// Entries since the last snapshot that call for a new one.
     pub snapshot_entries: u64,
@@ -77,6 +80,7 @@ impl Options {
             transport,
             clock: system_clock(),
             timing: Timing::default(),
+            grid: beats::elapsed,
             offload: Offload::Threads,
             snapshot_entries: 20_000,
             reserve_bytes: DISK_RESERVE_BYTES,
@@ -214,7 +218,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             transport: options.transport,
             clock: options.clock,
             room,
-            pace: Pace::new(&options.timing),
+            pace: Pace::new(&options.timing, (options.grid)()),
             offload: options.offload,
             snapshots: recovered.snapshots,
             mutation: options.mutation,

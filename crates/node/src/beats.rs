@@ -1,0 +1,69 @@
+//! The grid of the daemon's timers: an idle daemon costs what its wake-ups cost, so those that need no
+//! exact moment come together.
+//!
+//! The runtime keeps timers that are further away than a slot in coarser wheels, and wakes at a slot's
+//! beginning to sort what is in it. Hence multiples of the slot, counted from where the runtime counts:
+//! others wake the daemon twice. That is all that depends on the runtime's inner workings.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Of the runtime's timer wheel.
+pub const SLOT: Duration = Duration::from_millis(64);
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Where the grid begins. To be asked first just before the runtime is built, whose timers count from
+/// then.
+pub fn start() -> Instant {
+    *START
+}
+
+/// How long the grid has run.
+pub fn elapsed() -> Duration {
+    START.elapsed()
+}
+
+/// Until the next multiple of `period`, which is rounded up to slots.
+pub async fn beat(period: Duration) {
+    tokio::time::sleep_until(*START + next_beat(START.elapsed(), in_slots(period))).await;
+}
+
+/// The first multiple of `period` after `elapsed`.
+pub fn next_beat(elapsed: Duration, period: Duration) -> Duration {
+    let periods = elapsed.as_nanos() / period.as_nanos().max(1) + 1;
+    period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))
+}
+
+/// The time rounded up to slots; what is shorter than one has to be exact.
+pub fn in_slots(time: Duration) -> Duration {
+    if time < SLOT { time } else { to_slot(time) }
+}
+
+/// The first slot that does not begin before `at`.
+pub fn to_slot(at: Duration) -> Duration {
+    let slots = at.as_nanos().div_ceil(SLOT.as_nanos());
+    SLOT.saturating_mul(u32::try_from(slots).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn beats_are_multiples_of_their_period() {
+        assert_eq!(next_beat(Duration::ZERO, MS * 128), MS * 128);
+        assert_eq!(next_beat(MS * 127, MS * 128), MS * 128);
+        assert_eq!(next_beat(MS * 128, MS * 128), MS * 256);
+    }
+
+    #[test]
+    fn times_are_rounded_up_to_slots() {
+        assert_eq!([MS * 63, MS * 64, MS * 100].map(in_slots), [MS * 63, MS * 64, MS * 128]);
+        assert_eq!([Duration::ZERO, MS, MS * 64].map(to_slot), [Duration::ZERO, SLOT, SLOT]);
+    }
+}
