@@ -402,8 +402,8 @@ impl RunningClock {
         inner + self.start + self.lost
     }
 
-    /// After a stall, what was due becomes due `GRACE` from now: the answers that lie in our
-    /// sockets come first.
+    /// After a stall, what was due becomes due `GRACE` or a little more from now: the answers that
+    /// lie in our sockets come first.
     fn discount_lateness(&mut self, due: Duration, outer: Duration) {
         let late = self.read(outer).saturating_sub(due);
         if late > LATENESS_MAX && self.forgiven != Some(due) {
