@@ -125,7 +125,12 @@ pub const KEYS: &[Key] = &[
         "How long a node's certificate is valid; it is renewed at two thirds of that"
     ),
     key!(token_lifetime, lifetime, shown_duration, "How long a join token is valid"),
-    key!(gossip_period, short_time, shown_duration, "One other node is probed this often"),
+    key!(
+        gossip_period,
+        short_time,
+        shown_duration,
+        "One other node is probed this often, rounded up to 64 ms"
+    ),
     key!(
         gossip_timeout,
         short_time,
@@ -138,7 +143,12 @@ pub const KEYS: &[Key] = &[
         shown_duration,
         "A suspected node that does not refute in this time is dead"
     ),
-    key!(raft_heartbeat, short_time, shown_duration, "The leader is heard this often"),
+    key!(
+        raft_heartbeat,
+        short_time,
+        shown_duration,
+        "The leader is heard this often, rounded up to 64 ms"
+    ),
     key!(raft_election_min, short_time, shown_duration, "A silent leader is replaced after this"),
     key!(raft_election_max, short_time, shown_duration, "or at the latest after this"),
     key!(raft_snapshot_entries, positive_u64, shown, "Log entries between two snapshots"),

@@ -55,9 +55,12 @@ impl<RT: AsyncRuntime> Pace<RT> {
     }
 }
 
-/// Between two heartbeats.
+/// Between two heartbeats: whole slots, if that leaves a third of the shortest election timeout for one
+/// that comes late.
 fn beat(timing: &Timing) -> Duration {
-    in_slots(Duration::from_millis(timing.heartbeat_ms))
+    let heartbeat = Duration::from_millis(timing.heartbeat_ms);
+    let (slots, least) = (in_slots(heartbeat), Duration::from_millis(timing.election_min_ms));
+    if slots * 3 <= least * 2 { slots } else { heartbeat }
 }
 
 /// How long after the leader was heard the tick may rest: with one tick (a fifth of a heartbeat) and
@@ -101,6 +104,14 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
+    fn heartbeats_keep_to_slots_where_elections_have_time() {
+        let beat = |heartbeat_ms, election_min_ms| {
+            beat(&Timing { heartbeat_ms, election_min_ms, election_max_ms: 500 })
+        };
+        assert_eq!([beat(100, 200), beat(100, 191), beat(50, 150)], [MS * 128, MS * 100, MS * 50]);
+    }
+
+    #[test]
     fn the_tick_runs_before_an_election_can_be_due() {
         for (heartbeat_ms, election_min_ms) in [(100, 200), (100, 300), (50, 150), (10, 20)] {
             let timing = Timing { heartbeat_ms, election_min_ms, election_max_ms: 500 };
@@ -109,6 +120,7 @@ mod tests {
             assert!(
                 beat(&timing) + tick < Duration::from_millis(election_min_ms) || heartbeat_ms < 20
             );
+            assert!(beat(&timing) >= Duration::from_millis(heartbeat_ms));
             assert!(rest + tick < Duration::from_millis(election_min_ms));
             assert_eq!(rest_left(rest, None), None, "never heard of a leader");
             assert_eq!(rest_left(rest, Some(rest)), None);
