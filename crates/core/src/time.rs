@@ -40,3 +40,22 @@ impl fmt::Display for Time {
 }
 
 pub const NANOS_PER_SEC: u64 = 1_000_000_000;
+
+/// The first multiple of `period` after `elapsed`, for loops that keep to a grid.
+pub fn next_beat(elapsed: Duration, period: Duration) -> Duration {
+    let periods = elapsed.as_nanos() / period.as_nanos().max(1) + 1;
+    period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_are_multiples_of_their_period() {
+        let ms = Duration::from_millis(1);
+        assert_eq!(next_beat(Duration::ZERO, ms * 128), ms * 128);
+        assert_eq!(next_beat(ms * 127, ms * 128), ms * 128);
+        assert_eq!(next_beat(ms * 128, ms * 128), ms * 256);
+    }
+}

@@ -16,6 +16,7 @@ use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
+use unum_core::time::next_beat;
 use unum_proto::rpc::{CallHeader, CastHeader, Hello, PingHeader, ReplyHeader, RequestHeader};
 
 use crate::{
@@ -359,7 +360,7 @@ impl Link {
         let mut quiet_ticks = 0;
         while quiet_ticks < LOOKS {
             let before = Instant::now();
-            tokio::time::sleep_until(next_look(grid, tick)).await;
+            tokio::time::sleep_until(grid + next_beat(grid.elapsed(), tick)).await;
             let (pending, newest) = self.activity();
             let quiet = !pending && newest == last_call;
             quiet_ticks = if quiet { quiet_ticks + 1 } else { 0 };
@@ -447,12 +448,6 @@ impl Drop for PendingCall {
         let _ = self.link.writer.send(Kind::Cancel, &header, Body::None, Flush::Now);
         self.link.close_if_done();
     }
-}
-
-/// The first multiple of `tick` from `grid` on that is to come.
-fn next_look(grid: Instant, tick: Duration) -> Instant {
-    let ticks = grid.elapsed().as_nanos() / tick.as_nanos().max(1) + 1;
-    grid + tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
 }
 
 /// Why a connection was not made.

@@ -9,9 +9,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use unum_core::time::next_beat;
 
 /// Of the runtime's timer wheel.
-pub const SLOT: Duration = Duration::from_millis(64);
+const SLOT: Duration = Duration::from_millis(64);
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -31,15 +32,14 @@ pub async fn beat(period: Duration) {
     tokio::time::sleep_until(*START + next_beat(START.elapsed(), in_slots(period))).await;
 }
 
-/// The first multiple of `period` after `elapsed`.
-pub fn next_beat(elapsed: Duration, period: Duration) -> Duration {
-    let periods = elapsed.as_nanos() / period.as_nanos().max(1) + 1;
-    period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))
-}
-
 /// The time rounded up to slots; what is shorter than one has to be exact.
 pub fn in_slots(time: Duration) -> Duration {
-    if time < SLOT { time } else { to_slot(time) }
+    due(Duration::ZERO, time)
+}
+
+/// When a timer that is set at `now` is due, by the same rule.
+pub fn due(now: Duration, after: Duration) -> Duration {
+    if after < SLOT { now + after } else { to_slot(now + after) }
 }
 
 /// The first slot that does not begin before `at`.
@@ -55,15 +55,9 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn beats_are_multiples_of_their_period() {
-        assert_eq!(next_beat(Duration::ZERO, MS * 128), MS * 128);
-        assert_eq!(next_beat(MS * 127, MS * 128), MS * 128);
-        assert_eq!(next_beat(MS * 128, MS * 128), MS * 256);
-    }
-
-    #[test]
     fn times_are_rounded_up_to_slots() {
         assert_eq!([MS * 63, MS * 64, MS * 100].map(in_slots), [MS * 63, MS * 64, MS * 128]);
         assert_eq!([Duration::ZERO, MS, MS * 64].map(to_slot), [Duration::ZERO, SLOT, SLOT]);
+        assert_eq!([due(MS * 65, MS * 63), due(MS * 65, MS * 64)], [MS * 128, MS * 192]);
     }
 }

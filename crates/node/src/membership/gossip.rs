@@ -13,7 +13,7 @@
 
 use super::codec::{Codec, CodecError, Identity};
 use super::loads::{LoadTable, Loads};
-use crate::beats::{SLOT, to_slot};
+use crate::beats::{due, to_slot};
 use bytes::{BufMut, Bytes};
 use foca::{Foca, OwnedNotification, State};
 use prost::Message as _;
@@ -322,8 +322,7 @@ impl Gossip {
         let result = step(&mut self.foca, &mut effects);
         for (after, timer) in effects.timers {
             self.timer_count += 1;
-            let due = if after < SLOT { now + after } else { to_slot(now + after) };
-            self.timers.insert((due, self.timer_count), timer);
+            self.timers.insert((due(now, after), self.timer_count), timer);
         }
         self.outgoing.extend(effects.outgoing);
         let mut newcomers = false;

@@ -379,7 +379,7 @@ struct HangUp {
 impl HangUp {
     fn new(service: &Processes, incoming: &Incoming, pid: Pid) -> Self {
         // From now on the caller is missed here.
-        service.shared.unattended.remove(pid.0);
+        service.shared.unattended.remove(pid.0, incoming.caller.uid);
         let (service, caller) = (service.clone(), incoming.caller.clone());
         Self { service, caller, pid, armed: true }
     }

@@ -1,7 +1,7 @@
 //! Where a program shall run, and its start there.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,19 +35,24 @@ pub(super) struct Placed {
 /// no longer than the caller's connection, nor than [`ORPHAN_AFTER`].
 #[derive(Debug, Default)]
 pub(super) struct Unattended {
-    /// Dropped when the caller attaches. Never held across an await.
-    programs: Mutex<BTreeMap<u32, oneshot::Sender<()>>>,
+    /// By PID and user, for another user's attempt changes nothing. Dropped when the caller attaches.
+    /// Never held across an await.
+    programs: Mutex<BTreeMap<(u32, u32), oneshot::Sender<()>>>,
 }
 
 impl Unattended {
-    fn add(&self, pid: u32) -> oneshot::Receiver<()> {
+    fn add(&self, pid: u32, user: u32) -> oneshot::Receiver<()> {
         let (attached, wait) = oneshot::channel();
-        self.programs.lock().unwrap_or_else(|poison| poison.into_inner()).insert(pid, attached);
+        self.lock().insert((pid, user), attached);
         wait
     }
 
-    pub(super) fn remove(&self, pid: u32) {
-        self.programs.lock().unwrap_or_else(|poison| poison.into_inner()).remove(&pid);
+    pub(super) fn remove(&self, pid: u32, user: u32) {
+        self.lock().remove(&(pid, user));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(u32, u32), oneshot::Sender<()>>> {
+        self.programs.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
@@ -67,7 +72,8 @@ impl Processes {
         drop(tokio::spawn(async move {
             let started = service.start_somewhere(&incoming, request).await;
             let pid = started.as_ref().ok().map(|started| started.pid);
-            let unattended = pid.map(|pid| (pid, service.shared.unattended.add(pid)));
+            let user = incoming.caller.uid;
+            let unattended = pid.map(|pid| (pid, service.shared.unattended.add(pid, user)));
             // Nobody to tell: the connection has ended, as is seen below.
             let _ = tell.send(started);
             if let Some((pid, attached)) = unattended {
@@ -79,14 +85,15 @@ impl Processes {
 
     /// Hangs a program up if its caller goes before it has attached.
     async fn expect_caller(&self, caller: &Incoming, pid: u32, attached: oneshot::Receiver<()>) {
-        tokio::select! {
-            _ = attached => {}
+        let gone = tokio::select! {
+            _ = attached => return,
             // Its node's unum-init gives it up now.
-            () = tokio::time::sleep(ORPHAN_AFTER) => self.shared.unattended.remove(pid),
-            () = caller.disconnected() => {
-                self.shared.unattended.remove(pid);
-                self.hang_up(caller.caller.clone(), Pid(pid)).await;
-            }
+            () = tokio::time::sleep(ORPHAN_AFTER) => false,
+            () = caller.disconnected() => true,
+        };
+        self.shared.unattended.remove(pid, caller.caller.uid);
+        if gone {
+            self.hang_up(caller.caller.clone(), Pid(pid)).await;
         }
     }
 

@@ -15,10 +15,11 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, Instant};
+use unum_core::time::next_beat;
 
 use super::shell::Core;
 use super::start::Timing;
-use crate::beats::{in_slots, next_beat};
+use crate::beats::in_slots;
 
 /// When this node last heard from a leader that it follows, and the beat that the leader's timers
 /// share.
