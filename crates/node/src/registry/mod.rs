@@ -10,6 +10,7 @@
 mod barrier;
 mod control;
 pub mod error;
+mod leases;
 pub mod limits;
 mod log;
 mod machine;
@@ -25,6 +26,7 @@ mod start;
 mod suspicion;
 pub mod transport;
 pub mod types;
+mod unsettled;
 mod writer;
 
 #[cfg(test)]
@@ -44,7 +46,7 @@ use openraft::{AsyncRuntime, Instant};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use unum_core::registry::{Refused, State};
-use unum_proto::ids::{Epoch, NodeId, RequestId};
+use unum_proto::ids::{Epoch, Ino, NodeId, RequestId};
 use unum_proto::registry::{self as wire, Command, reply};
 
 use barrier::Confirmed;
@@ -53,6 +55,7 @@ use pipeline::{Group, Outcome};
 use shell::Core;
 
 pub use error::{RegistryError, StartError};
+pub use leases::{Changed, Feed};
 pub use machine::{AppliedEntry, Observe};
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shell::{Clock, Unanswered};
@@ -181,6 +184,34 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         }
         // A leader that cannot be confirmed is as good as none.
         Err(RegistryError::NoQuorum { waited: started.elapsed() })
+    }
+
+    /// From now on this node wants a read lease; the caller keeps its caches, which are empty now,
+    /// as the feed says.
+    pub fn feed(&self) -> Feed<RT> {
+        Feed::begin(self.core.clone())
+    }
+
+    /// Whether what was read before this call may be shown without a barrier.
+    pub fn holds_lease(&self) -> bool {
+        self.core.leases.holds()
+    }
+
+    /// When the read lease ends unless it is renewed.
+    pub fn lease_until(&self) -> Option<RT::Instant> {
+        self.core.leases.until()
+    }
+
+    /// The entry that must be stable before what is read here of these inodes may be shown; 0 if it
+    /// may be shown. To be asked after the reading.
+    pub fn unsettled(&self, inodes: &[Ino]) -> u64 {
+        self.core.leases.unsettled(inodes)
+    }
+
+    /// Returns once no holder of a read lease can show what was before this entry.
+    pub async fn settle(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
+        let settled = RT::timeout(within, self.core.leases.settle(index)).await;
+        settled.map_err(|_| RegistryError::NoQuorum { waited: within })
     }
 
     /// Whether the node was removed, or has left and no longer votes. One that is not known here is
