@@ -146,6 +146,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         command: impl Into<Command>,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
+        self.propose_indexed(id, command, within).await.map(|(reply, _)| reply)
+    }
+
+    /// Tells the index of a log entry too, at or behind that of the command.
+    pub async fn propose_indexed(
+        &self,
+        id: RequestId,
+        command: impl Into<Command>,
+        within: Duration,
+    ) -> Result<(reply::Kind, u64), RegistryError> {
         let bytes = self.encode(id, command.into())?;
         let started = RT::Instant::now();
         let deadline = started + within;
@@ -157,7 +167,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             let Ok(outcome) = attempt.await else { break };
             in_doubt |= outcome == Outcome::Unknown;
             match judge(outcome, in_doubt)? {
-                Ok(reply) => return decode_reply(reply),
+                Ok((reply, index)) => return Ok((decode_reply(reply)?, index)),
                 Err(Next::Fail(error)) => return Err(error),
                 Err(Next::Retry { quorum: seen }) => quorum = seen,
             }
@@ -200,6 +210,18 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     /// When the read lease ends unless it is renewed.
     pub fn lease_until(&self) -> Option<RT::Instant> {
         self.core.leases.until()
+    }
+
+    /// Returns once the entry is applied here.
+    pub async fn reached(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
+        let reached = RT::timeout(within, self.core.shared.reached(index)).await;
+        reached.map_err(|_| RegistryError::NoQuorum { waited: within })
+    }
+
+    /// How long the read lease lasts unless it is renewed. None: there was none.
+    pub fn lease_left(&self) -> Option<Duration> {
+        let until = self.core.leases.until()?;
+        Some(until.saturating_duration_since(RT::Instant::now()))
     }
 
     /// The entry that must be stable before what is read here of these inodes may be shown; 0 if it
@@ -351,12 +373,12 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     }
 }
 
-type Judged = Result<Bytes, Next>;
+type Judged = Result<(Bytes, u64), Next>;
 
 fn judge(outcome: Outcome, in_doubt: bool) -> Result<Judged, RegistryError> {
     Ok(match outcome {
-        Outcome::Done { mut replies, .. } => match replies.pop() {
-            Some(reply) => Ok(reply),
+        Outcome::Done { mut replies, index } => match replies.pop() {
+            Some(reply) => Ok((reply, index)),
             None => Err(Next::Retry { quorum: true }),
         },
         // Refused before it got into the log. An earlier attempt may have got there.
