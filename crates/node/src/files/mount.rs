@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -114,9 +115,20 @@ impl Connection {
         let runtime = runtime.clone();
         let readers = Readers { count: READERS, pinned: false };
         let serving = self.session.run(readers, move |request| {
-            drop(runtime.spawn(files.clone().answer(request)));
+            let _entered = runtime.enter();
+            answer_or_spawn(&runtime, files.clone().answer(request));
         })?;
         Ok(Mounted { serving, path: self.path })
+    }
+}
+
+/// What needs nobody else is answered by the thread that read it, without waking another.
+fn answer_or_spawn(runtime: &Handle, answer: impl Future<Output = ()> + Send + 'static) {
+    let mut answer = Box::pin(answer);
+    let mut nobody = Context::from_waker(Waker::noop());
+    if answer.as_mut().poll(&mut nobody).is_pending() {
+        // Polled again at once, it leaves its waker with whom it waits for.
+        drop(runtime.spawn(answer));
     }
 }
 
