@@ -56,7 +56,7 @@ fn wishes() -> Wishes {
     Wishes { capabilities, ..wishes }
 }
 
-/// Each inode that the kernel knows is one descriptor here.
+/// Each directory that the kernel knows and each open file is one descriptor here.
 fn raise_descriptor_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -1,9 +1,14 @@
 //! What the kernel knows: inodes with their lookup counts, and open files.
 //!
-//! Invariants: an inode that the kernel knows is held by a descriptor, so its number cannot go to
-//! another one meanwhile; a node leaves the table with its last lookup.
+//! A process has too few descriptors to hold each file that the kernel knows. So a directory is held,
+//! and of other files we know a name in a directory, which only this program changes.
+//!
+//! Invariants: a name kept here leads to its inode, also while it is being changed: whoever is about
+//! to take a name away holds the inode first. A held inode's number goes to no other one. A node
+//! leaves the table with its last lookup.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,9 +16,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use unum_sys::fuse::{Errno, Fh, Ino};
 
+#[derive(Clone)]
+pub enum Place {
+    /// By an O_PATH descriptor.
+    Held(Arc<OwnedFd>),
+    At(Arc<OwnedFd>, Arc<CStr>),
+}
+
 struct Node {
-    /// O_PATH.
-    fd: Arc<OwnedFd>,
+    place: Place,
     lookups: u64,
 }
 
@@ -25,7 +36,7 @@ pub struct Nodes {
 
 impl Nodes {
     pub fn new(root: OwnedFd, root_below: u64) -> Self {
-        let root = Node { fd: Arc::new(root), lookups: 1 };
+        let root = Node { place: Place::Held(Arc::new(root)), lookups: 1 };
         Self { root_below, table: Mutex::new(HashMap::from([(Ino::ROOT, root)])) }
     }
 
@@ -33,15 +44,28 @@ impl Nodes {
         if below == self.root_below { Ino::ROOT } else { Ino(below) }
     }
 
-    pub fn get(&self, ino: Ino) -> Result<Arc<OwnedFd>, Errno> {
-        lock(&self.table).get(&ino).map(|node| node.fd.clone()).ok_or(Errno::STALE)
+    pub fn place(&self, ino: Ino) -> Result<Place, Errno> {
+        lock(&self.table).get(&ino).map(|node| node.place.clone()).ok_or(Errno::STALE)
     }
 
-    /// Counts one lookup of an inode that `fd` names.
-    pub fn looked_up(&self, ino: Ino, fd: OwnedFd) {
+    pub fn directory(&self, ino: Ino) -> Result<Arc<OwnedFd>, Errno> {
+        match self.place(ino)? {
+            Place::Held(fd) => Ok(fd),
+            Place::At(..) => Err(Errno::NOTDIR),
+        }
+    }
+
+    /// Counts one lookup of an inode that is found at `place`.
+    pub fn looked_up(&self, ino: Ino, place: Place) {
         let mut table = lock(&self.table);
-        let node = table.entry(ino).or_insert_with(|| Node { fd: Arc::new(fd), lookups: 0 });
-        node.lookups += 1;
+        table.entry(ino).or_insert(Node { place, lookups: 0 }).lookups += 1;
+    }
+
+    /// From now on the inode, if the kernel knows it, is found at `place`.
+    pub fn moved(&self, ino: Ino, place: Place) {
+        if let Some(node) = lock(&self.table).get_mut(&ino) {
+            node.place = place;
+        }
     }
 
     pub fn forget(&self, ino: Ino, lookups: u64) {
@@ -51,6 +75,12 @@ impl Nodes {
         if node.lookups == 0 && ino != Ino::ROOT {
             table.remove(&ino);
         }
+    }
+}
+
+impl Place {
+    pub fn at(dir: &Arc<OwnedFd>, name: CString) -> Self {
+        Place::At(dir.clone(), name.into())
     }
 }
 

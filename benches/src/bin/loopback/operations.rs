@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags,
+    AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Stat, XattrFlags,
 };
 use unum_sys::fuse::{
     Added, CopyFileRange, Delivery, DirectoryBuffer, Entry, Errno, Fh, Forgotten, Header, Ino,
@@ -17,7 +17,7 @@ use unum_sys::fuse::{
 };
 
 use crate::attributes::{self, attr, path_of, stat};
-use crate::nodes::{Handle, Handles, Name, Nodes, lock};
+use crate::nodes::{Handle, Handles, Name, Nodes, Place, lock};
 
 /// The kernel keeps names and attributes until it changes them itself.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -53,10 +53,8 @@ impl Loopback {
                 answer(responder, changed, |r, attr| r.attr(&attr, FOR_EVER));
             }
             Operation::Readlink => {
-                let target = self
-                    .nodes
-                    .get(ino)
-                    .and_then(|fd| rustix::fs::readlinkat(&*fd, c"", Vec::new()));
+                let target =
+                    self.held(ino).and_then(|fd| rustix::fs::readlinkat(&*fd, c"", Vec::new()));
                 answer(responder, target, |r, target| r.content(target.as_bytes()));
             }
             Operation::Symlink { name, target } => {
@@ -127,7 +125,7 @@ impl Loopback {
             }
             Operation::Statfs => answer(responder, self.statfs(ino), |r, statfs| r.statfs(&statfs)),
             Operation::Getxattr { name, size } => {
-                let value = self.xattr_path(ino).and_then(|path| {
+                let value = self.with_xattrs(ino, |path| {
                     let mut value = vec![0; size as usize];
                     let name = c_string(name)?;
                     let len = rustix::fs::getxattr(path, name.as_c_str(), &mut value)?;
@@ -136,7 +134,7 @@ impl Loopback {
                 answer_xattr(responder, size, value);
             }
             Operation::Listxattr { size } => {
-                let names = self.xattr_path(ino).and_then(|path| {
+                let names = self.with_xattrs(ino, |path| {
                     let mut names = vec![0; size as usize];
                     let len = rustix::fs::listxattr(path, &mut names)?;
                     Ok((names, len))
@@ -144,16 +142,16 @@ impl Loopback {
                 answer_xattr(responder, size, names);
             }
             Operation::Setxattr { name, value, flags, .. } => {
-                let set = self.xattr_path(ino).and_then(|path| {
+                let set = self.with_xattrs(ino, |path| {
                     let flags = XattrFlags::from_bits_retain(flags);
                     rustix::fs::setxattr(path, c_string(name)?.as_c_str(), &value, flags)
                 });
                 done(responder, set);
             }
             Operation::Removexattr { name } => {
-                let removed = self
-                    .xattr_path(ino)
-                    .and_then(|path| rustix::fs::removexattr(path, c_string(name)?.as_c_str()));
+                let removed = self.with_xattrs(ino, |path| {
+                    rustix::fs::removexattr(path, c_string(name)?.as_c_str())
+                });
                 done(responder, removed);
             }
             Operation::Fallocate { fh, offset, length, mode } => {
@@ -175,7 +173,7 @@ impl Loopback {
     }
 
     fn lookup(&self, parent: Ino, name: Vec<u8>, responder: Responder) {
-        let found = self.nodes.get(parent).and_then(|dir| self.entry(&dir, &c_string(name)?));
+        let found = self.nodes.directory(parent).and_then(|dir| self.entry(&dir, c_string(name)?));
         match found {
             Err(Errno::NOENT) => drop(responder.no_entry(FOR_EVER)),
             found => self.answer_entry(responder, found),
@@ -183,14 +181,28 @@ impl Loopback {
     }
 
     /// Finds a name; counts as a lookup of its inode.
-    fn entry(&self, dir: &OwnedFd, name: &CStr) -> Result<Entry, Errno> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-        let stat = stat(&fd)?;
+    fn entry(&self, dir: &Arc<OwnedFd>, name: CString) -> Result<Entry, Errno> {
+        let stat = stat_at(dir, &name)?;
+        let place = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Place::Held(Arc::new(hold(dir, &name)?)),
+            _ => Place::at(dir, name),
+        };
+        Ok(self.looked_up(&stat, place))
+    }
+
+    fn looked_up(&self, stat: &Stat, place: Place) -> Entry {
         let ino = self.nodes.number(stat.st_ino);
-        self.nodes.looked_up(ino, fd);
-        let attr = attr(ino, &stat);
-        Ok(Entry { ino, generation: 0, attr, entry_ttl: FOR_EVER, attr_ttl: FOR_EVER })
+        self.nodes.looked_up(ino, place);
+        let attr = attr(ino, stat);
+        Entry { ino, generation: 0, attr, entry_ttl: FOR_EVER, attr_ttl: FOR_EVER }
+    }
+
+    /// Any inode by a descriptor.
+    fn held(&self, ino: Ino) -> Result<Arc<OwnedFd>, Errno> {
+        match self.nodes.place(ino)? {
+            Place::Held(fd) => Ok(fd),
+            Place::At(dir, name) => hold(&dir, &name).map(Arc::new),
+        }
     }
 
     fn answer_entry(&self, responder: Responder, made: Result<Entry, Errno>) {
@@ -211,7 +223,11 @@ impl Loopback {
     }
 
     fn attributes(&self, ino: Ino) -> Result<unum_sys::fuse::Attr, Errno> {
-        Ok(attr(ino, &stat(&*self.nodes.get(ino)?)?))
+        let stat = match self.nodes.place(ino)? {
+            Place::Held(fd) => stat(&*fd)?,
+            Place::At(dir, name) => stat_at(&dir, &name)?,
+        };
+        Ok(attr(ino, &stat))
     }
 
     fn set_attributes(
@@ -220,7 +236,7 @@ impl Loopback {
         change: &unum_sys::fuse::SetAttr,
     ) -> Result<unum_sys::fuse::Attr, Errno> {
         let open = change.fh.map(|fh| self.handles.file(fh)).transpose()?;
-        attributes::set(&*self.nodes.get(ino)?, open.as_deref(), change)?;
+        attributes::set(&*self.held(ino)?, open.as_deref(), change)?;
         self.attributes(ino)
     }
 
@@ -232,35 +248,49 @@ impl Loopback {
         responder: Responder,
         make: impl FnOnce(&OwnedFd, &CStr) -> Result<(), Errno>,
     ) {
-        let made = self.nodes.get(header.ino).and_then(|dir| {
+        let made = self.nodes.directory(header.ino).and_then(|dir| {
             let name = c_string(name)?;
             make(&dir, &name)?;
-            self.owned_entry(header, &dir, &name)
+            let mut entry = self.entry(&dir, name)?;
+            self.give(header, &dir, &mut entry)?;
+            Ok(entry)
         });
         self.answer_entry(responder, made);
     }
 
-    fn owned_entry(&self, header: &Header, dir: &OwnedFd, name: &CStr) -> Result<Entry, Errno> {
-        let mut entry = self.entry(dir, name)?;
-        if (header.uid, header.gid) != (entry.attr.uid, entry.attr.gid) {
-            // A directory's setgid bit decides the group.
-            let inherits = stat(dir)?.st_mode & 0o2000 != 0;
-            let gid = (!inherits).then_some(header.gid);
-            attributes::chown(&*self.nodes.get(entry.ino)?, Some(header.uid), gid)?;
-            entry.attr = self.attributes(entry.ino)?;
+    /// What was just made belongs to the caller.
+    fn give(&self, header: &Header, dir: &OwnedFd, entry: &mut Entry) -> Result<(), Errno> {
+        if (header.uid, header.gid) == (entry.attr.uid, entry.attr.gid) {
+            return Ok(());
         }
-        Ok(entry)
+        // A directory's setgid bit decides the group.
+        let inherits = stat(dir)?.st_mode & 0o2000 != 0;
+        let gid = (!inherits).then_some(header.gid);
+        attributes::chown(&*self.held(entry.ino)?, Some(header.uid), gid)?;
+        entry.attr = self.attributes(entry.ino)?;
+        Ok(())
     }
 
     fn link(&self, parent: Ino, target: Ino, name: Vec<u8>) -> Result<Entry, Errno> {
-        let (dir, target) = (self.nodes.get(parent)?, self.nodes.get(target)?);
+        let (dir, target) = (self.nodes.directory(parent)?, self.held(target)?);
         let name = c_string(name)?;
         rustix::fs::linkat(&*target, c"", &*dir, name.as_c_str(), AtFlags::EMPTY_PATH)?;
-        self.entry(&dir, &name)
+        self.entry(&dir, name)
     }
 
     fn unlink(&self, parent: Ino, name: Vec<u8>, flags: AtFlags) -> Result<(), Errno> {
-        rustix::fs::unlinkat(&*self.nodes.get(parent)?, c_string(name)?.as_c_str(), flags)
+        let (dir, name) = (self.nodes.directory(parent)?, c_string(name)?);
+        self.hold_named(&dir, &name)?;
+        rustix::fs::unlinkat(&*dir, name.as_c_str(), flags)
+    }
+
+    /// Before a name goes away or means another inode: what it means is held.
+    fn hold_named(&self, dir: &OwnedFd, name: &CStr) -> Result<(Ino, bool), Errno> {
+        let fd = hold(dir, name)?;
+        let stat = stat(&fd)?;
+        let ino = self.nodes.number(stat.st_ino);
+        self.nodes.moved(ino, Place::Held(Arc::new(fd)));
+        Ok((ino, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
     }
 
     fn rename(
@@ -271,15 +301,38 @@ impl Loopback {
         new_name: Vec<u8>,
         flags: u32,
     ) -> Result<(), Errno> {
-        let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
+        let (from, to) = (self.nodes.directory(parent)?, self.nodes.directory(new_parent)?);
         let (name, new_name) = (c_string(name)?, c_string(new_name)?);
         let flags = RenameFlags::from_bits_retain(flags);
-        rustix::fs::renameat_with(&*from, name.as_c_str(), &*to, new_name.as_c_str(), flags)
+        let moving = self.hold_named(&from, &name)?;
+        let replaced = match self.hold_named(&to, &new_name) {
+            Ok(replaced) => Some(replaced),
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(errno),
+        };
+        rustix::fs::renameat_with(&*from, name.as_c_str(), &*to, new_name.as_c_str(), flags)?;
+        // One inode under both names: nothing has moved, and it stays held.
+        if replaced != Some(moving) {
+            self.let_go(moving, Place::at(&to, new_name));
+            if let Some(replaced) = replaced.filter(|_| flags.contains(RenameFlags::EXCHANGE)) {
+                self.let_go(replaced, Place::at(&from, name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories stay held.
+    fn let_go(&self, (ino, is_directory): (Ino, bool), place: Place) {
+        if !is_directory {
+            self.nodes.moved(ino, place);
+        }
     }
 
     fn open(&self, ino: Ino, flags: u32) -> Result<Opened, Errno> {
-        let fd = self.nodes.get(ino)?;
-        let file = rustix::fs::open(path_of(&*fd), below(flags), Mode::empty())?;
+        let file = match self.nodes.place(ino)? {
+            Place::Held(fd) => rustix::fs::open(path_of(&*fd), below(flags), Mode::empty())?,
+            Place::At(dir, name) => rustix::fs::openat(dir, &*name, below(flags), Mode::empty())?,
+        };
         Ok(self.opened(file))
     }
 
@@ -289,11 +342,13 @@ impl Loopback {
     }
 
     fn create(&self, header: &Header, name: Vec<u8>, flags: u32, mode: u32, responder: Responder) {
-        let made = self.nodes.get(header.ino).and_then(|dir| {
+        let made = self.nodes.directory(header.ino).and_then(|dir| {
             let name = c_string(name)?;
             let flags = below(flags) | OFlags::CREATE | OFlags::NOFOLLOW;
             let file = rustix::fs::openat(&*dir, name.as_c_str(), flags, permissions(mode))?;
-            Ok((self.owned_entry(header, &dir, &name)?, self.opened(file)))
+            let mut entry = self.looked_up(&stat(&file)?, Place::at(&dir, name));
+            self.give(header, &dir, &mut entry)?;
+            Ok((entry, self.opened(file)))
         });
         match made {
             Ok((entry, opened)) => {
@@ -336,7 +391,7 @@ impl Loopback {
     }
 
     fn sync_directory(&self, ino: Ino, datasync: bool) -> Result<(), Errno> {
-        let dir = open_directory(&*self.nodes.get(ino)?)?;
+        let dir = open_directory(&*self.nodes.directory(ino)?)?;
         if datasync { rustix::fs::fdatasync(dir) } else { rustix::fs::fsync(dir) }
     }
 
@@ -348,7 +403,7 @@ impl Loopback {
         size: u32,
         with_attributes: bool,
     ) -> Result<DirectoryBuffer, Errno> {
-        let dir = self.nodes.get(ino)?;
+        let dir = self.nodes.directory(ino)?;
         let handle = self.handles.directory(fh)?;
         let mut names = lock(&handle);
         if offset == 0 {
@@ -372,7 +427,7 @@ impl Loopback {
 
     fn add_entry(
         &self,
-        dir: &OwnedFd,
+        dir: &Arc<OwnedFd>,
         name: &Name,
         next_offset: u64,
         records: &mut DirectoryBuffer,
@@ -381,7 +436,7 @@ impl Loopback {
         let found = if is_dots {
             Err(Errno::INVAL)
         } else {
-            c_string(name.name.clone()).and_then(|c_name| self.entry(dir, &c_name))
+            c_string(name.name.clone()).and_then(|c_name| self.entry(dir, c_name))
         };
         let Ok(entry) = found else {
             let ino = self.nodes.number(name.below);
@@ -395,7 +450,7 @@ impl Loopback {
     }
 
     fn statfs(&self, ino: Ino) -> Result<StatFs, Errno> {
-        let dir = self.nodes.get(ino)?;
+        let dir = self.held(ino)?;
         let statfs = rustix::fs::fstatvfs(&*dir)?;
         Ok(StatFs {
             blocks: statfs.f_blocks,
@@ -409,11 +464,15 @@ impl Loopback {
         })
     }
 
-    /// Symbolic links have no attributes of users, and the path would lead to their target.
-    fn xattr_path(&self, ino: Ino) -> Result<String, Errno> {
-        let fd = self.nodes.get(ino)?;
+    /// Symbolic links have no attributes of users, and the path of one would lead to its target.
+    fn with_xattrs<T>(
+        &self,
+        ino: Ino,
+        call: impl FnOnce(&str) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let fd = self.held(ino)?;
         match FileType::from_raw_mode(stat(&*fd)?.st_mode) {
-            FileType::RegularFile | FileType::Directory => Ok(path_of(&*fd)),
+            FileType::RegularFile | FileType::Directory => call(&path_of(&*fd)),
             _ => Err(Errno::OPNOTSUPP),
         }
     }
@@ -461,6 +520,15 @@ fn answer_xattr(responder: Responder, size: u32, value: Result<(Vec<u8>, usize),
         0 => responder.xattr_size(len as u32),
         _ => responder.content(&value[..len.min(value.len())]),
     });
+}
+
+fn stat_at(dir: &OwnedFd, name: &CStr) -> Result<Stat, Errno> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn hold(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
 fn read_names(dir: &OwnedFd) -> Result<Vec<Name>, Errno> {
