@@ -22,6 +22,7 @@ use super::mutation::Mutation;
 use super::shell::Core;
 use super::transport::{Answer, Call};
 use super::unsettled::Unsettled;
+use super::watermark::Watermark;
 
 /// Questions to the leader whether an entry is stable that are on their way at once.
 const QUESTIONS_IN_FLIGHT_MAX: usize = 8;
@@ -35,7 +36,7 @@ pub struct Leases<RT: AsyncRuntime> {
     mutation: Mutation,
     inner: Mutex<Inner>,
     /// Up to where the log is known to be stable.
-    stable: watch::Sender<u64>,
+    stable: Watermark,
     /// The newest entry that somebody here wants stable.
     due: watch::Sender<u64>,
     fed: Notify,
@@ -103,7 +104,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
             started: RT::Instant::now(),
             mutation,
             inner: Mutex::new(inner),
-            stable: watch::Sender::new(0),
+            stable: Watermark::default(),
             due: watch::Sender::new(0),
             fed: Notify::new(),
         }
@@ -202,6 +203,12 @@ impl<RT: AsyncRuntime> Leases<RT> {
         self.inner().leading = None;
     }
 
+    pub fn awaits_former(&self) -> bool {
+        let now = self.now();
+        let inner = self.inner();
+        inner.leading.as_ref().is_some_and(|leading| leading.lessor.awaits_former(now))
+    }
+
     /// What a message of this term to a member brings back.
     pub fn renewal(&self, term: u64, to: NodeId) -> Option<wire::LeaseMark> {
         let now = self.now();
@@ -260,12 +267,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     fn settled(&self, inner: &mut Inner, stable: u64) {
-        let news = self.stable.send_if_modified(|known| {
-            let news = stable > *known;
-            *known = stable.max(*known);
-            news
-        });
-        if news {
+        if self.stable.raise(stable) {
             inner.unsettled.settled(stable);
         }
     }
@@ -413,18 +415,20 @@ impl<RT: AsyncRuntime> Leases<RT> {
             return 0;
         }
         let newest = self.inner().unsettled.newest_of(inodes);
-        if newest <= *self.stable.borrow() { 0 } else { newest }
+        if newest <= self.stable.get() { 0 } else { newest }
     }
 
     /// Returns when the log is known to be stable up to this entry.
     pub async fn settle(&self, index: u64) {
-        let mut stable = self.stable.subscribe();
-        while *stable.borrow_and_update() < index {
+        loop {
+            let risen = pin!(self.stable.risen());
+            if self.stable.get() >= index {
+                return;
+            }
             self.want(index);
             // A question that went unanswered is asked again.
             let again = pin!(RT::sleep(FORWARD_TIMEOUT));
-            let changed = pin!(stable.changed());
-            if let Either::Left(_) = select(again, changed).await {
+            if let Either::Left(_) = select(again, risen).await {
                 self.due.send_modify(|_| {});
             }
         }
@@ -450,7 +454,7 @@ pub async fn ask_for_stability<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
 
 async fn ask_until_stable<RT: AsyncRuntime>(core: &Core<RT>, index: u64) {
     let give_up = RT::Instant::now() + FORWARD_TIMEOUT;
-    while *core.leases.stable.borrow() < index && RT::Instant::now() < give_up {
+    while core.leases.stable.get() < index && RT::Instant::now() < give_up {
         let stable = match core.leader() {
             Some(leader) if leader == core.own => stable_here(core, index).await,
             Some(leader) => stable_there(core, leader, index).await,
@@ -507,18 +511,18 @@ pub async fn answer<RT: AsyncRuntime>(
 /// On the leader: waits for an entry to be stable, but not for long. None: this node does not lead.
 async fn stable_here<RT: AsyncRuntime>(core: &Core<RT>, index: u64) -> Option<u64> {
     let give_up = RT::Instant::now() + FORWARD_TIMEOUT / 2;
-    let mut stable = core.leases.stable.subscribe();
     loop {
         if core.leader() != Some(core.own) {
             return None;
         }
+        let risen = pin!(core.leases.stable.risen());
         let next = core.leases.look(index)?;
-        let known = *stable.borrow_and_update();
+        let known = core.leases.stable.get();
         if known >= index || RT::Instant::now() >= give_up {
             return Some(known);
         }
         let until = next.map_or(give_up, |next| next.min(give_up));
-        select(pin!(stable.changed()), pin!(RT::sleep_until(until))).await;
+        select(risen, pin!(RT::sleep_until(until))).await;
     }
 }
 

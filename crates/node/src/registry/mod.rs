@@ -27,6 +27,7 @@ mod suspicion;
 pub mod transport;
 pub mod types;
 mod unsettled;
+mod watermark;
 mod writer;
 
 #[cfg(test)]
@@ -110,6 +111,13 @@ pub struct Standing {
     pub stopped: bool,
 }
 
+/// What a command came to, and where in the log that is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placed {
+    pub reply: reply::Kind,
+    pub index: u64,
+}
+
 /// A pause that an answer asks for before the next attempt.
 enum Next {
     Retry { quorum: bool },
@@ -146,6 +154,17 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         command: impl Into<Command>,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
+        self.propose_placed(id, command, within).await.map(|placed| placed.reply)
+    }
+
+    /// As `propose_within`, and tells where in the log the command or a repetition of it is: what
+    /// it did may be shown once that is stable ([`RegistryOn::settle`]).
+    pub async fn propose_placed(
+        &self,
+        id: RequestId,
+        command: impl Into<Command>,
+        within: Duration,
+    ) -> Result<Placed, RegistryError> {
         let bytes = self.encode(id, command.into())?;
         let started = RT::Instant::now();
         let deadline = started + within;
@@ -157,7 +176,9 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             let Ok(outcome) = attempt.await else { break };
             in_doubt |= outcome == Outcome::Unknown;
             match judge(outcome, in_doubt)? {
-                Ok(reply) => return decode_reply(reply),
+                Ok((reply, index)) => {
+                    return decode_reply(reply).map(|reply| Placed { reply, index });
+                }
                 Err(Next::Fail(error)) => return Err(error),
                 Err(Next::Retry { quorum: seen }) => quorum = seen,
             }
@@ -200,6 +221,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     /// When the read lease ends unless it is renewed.
     pub fn lease_until(&self) -> Option<RT::Instant> {
         self.core.leases.until()
+    }
+
+    /// Whether this node leads and still waits for read leases that former leaders gave.
+    pub fn awaits_former_leases(&self) -> bool {
+        self.core.leases.awaits_former()
+    }
+
+    /// Whether both are handles to one life of a registry.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
     }
 
     /// The entry that must be stable before what is read here of these inodes may be shown; 0 if it
@@ -351,12 +382,13 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     }
 }
 
-type Judged = Result<Bytes, Next>;
+/// An encoded reply and its place in the log.
+type Judged = Result<(Bytes, u64), Next>;
 
 fn judge(outcome: Outcome, in_doubt: bool) -> Result<Judged, RegistryError> {
     Ok(match outcome {
-        Outcome::Done { mut replies, .. } => match replies.pop() {
-            Some(reply) => Ok(reply),
+        Outcome::Done { mut replies, index } => match replies.pop() {
+            Some(reply) => Ok((reply, index)),
             None => Err(Next::Retry { quorum: true }),
         },
         // Refused before it got into the log. An earlier attempt may have got there.
