@@ -44,6 +44,10 @@ const TREE_CHECK_ENTRIES: u64 = 16;
 /// Virtual time begins here, in seconds since 1970.
 const DAWN: u64 = 1_800_000_000;
 
+/// How fast clocks go that are as slow and as fast as leases allow.
+const SLOW_CLOCK: f64 = 0.976;
+const FAST_CLOCK: f64 = 1.024;
+
 pub struct World {
     pub plan: Plan,
     started: SimInstant,
@@ -296,6 +300,10 @@ impl World {
                 self.met(Met::NoRoomToStart);
                 self.note(format!("{node} cannot start: {error}"));
             }
+            // Another fault was ordered than the one that ended the former life.
+            Err(error) if self.has_failing_disk(node) => {
+                self.note(format!("{node} cannot start: {error}"));
+            }
             Err(error) if self.is_alive(node, life) => {
                 self.violated(format!("{node} cannot start: {error}"));
             }
@@ -395,6 +403,7 @@ impl World {
             offload: Offload::Inline,
             snapshot_entries: SNAPSHOT_ENTRIES,
             reserve_bytes: 4096,
+            lease_clock_speed: self.clock_speed(node),
             journal: JournalOptions { first: 1, segment_bytes: SEGMENT_BYTES, salt },
             observe: Some(Arc::new(move |entry| {
                 if witness.is_alive(node, life) {
@@ -420,6 +429,16 @@ impl World {
                 | Flaw::KeepAfterLease => Mutation::None,
             },
             ..Options::new(node, disk, port)
+        }
+    }
+
+    /// Of any two clocks, one is at most 5 % faster.
+    fn clock_speed(&self, node: NodeId) -> f64 {
+        let mut rng = StdRng::seed_from_u64(self.plan.seed ^ node.0 << 32);
+        match rng.random_range(0..4) {
+            0 => SLOW_CLOCK,
+            1 => FAST_CLOCK,
+            _ => rng.random_range(SLOW_CLOCK..FAST_CLOCK),
         }
     }
 

@@ -22,6 +22,9 @@
 //! - *A newcomer*, or a node that was away, gets a lease only once it has confirmed whatever was stable
 //!   when it was admitted.
 //!
+//! Left out: a node that is removed is no member that a new leader waits for. For as long as its lease
+//! lasts it may show what was before.
+//!
 //! Times are durations since any fixed moment of the node's own monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
