@@ -3,7 +3,7 @@
 BUILD_PACKAGES = gcc libc6-dev make cmake
 RUN_PACKAGES = iproute2 util-linux fuse3
 
-.PHONY: build release demo test bench install
+.PHONY: build release demo test bench bench-files install
 build:
 	@scripts/need-packages $(BUILD_PACKAGES)
 	cargo build --locked -p unum-cli -p unum-node -p unum-init
@@ -24,6 +24,10 @@ test:
 bench:
 	@scripts/need-packages $(BUILD_PACKAGES)
 	@scripts/bench
+
+bench-files:
+	@scripts/need-packages $(BUILD_PACKAGES)
+	@scripts/bench-files
 
 install: release
 	@scripts/install

@@ -194,7 +194,7 @@ impl Client {
                 continue;
             };
             self.maybe_repeat(id, &command);
-            match registry.propose_placed(id, command.clone(), ATTEMPT).await {
+            match registry.propose_indexed(id, command.clone(), ATTEMPT).await {
                 Err(RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. }) => {}
                 Err(RegistryError::Stopped | RegistryError::DiskFull) => {}
                 // It did nothing yet; the same id may go out again.
@@ -204,8 +204,8 @@ impl Client {
                 }
                 settled => {
                     self.world.monitor(|monitor| monitor.acknowledged(id));
-                    let index = settled.as_ref().map_or(0, |placed| placed.index);
-                    let outcome = settled.map(|placed| placed.reply);
+                    let index = settled.as_ref().map_or(0, |(_, index)| *index);
+                    let outcome = settled.map(|(reply, _)| reply);
                     return Some(Done { outcome, index, by: (node, registry) });
                 }
             }

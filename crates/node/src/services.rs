@@ -56,7 +56,7 @@ pub enum ServiceError {
     Chunks(#[from] ChunkError),
     #[error("a thread for the chunk store cannot be started: {0}")]
     Thread(std::io::Error),
-    #[error("the journal of open files in {path} cannot be read: {error}")]
+    #[error("the lists of open and cached files in {path} cannot be read: {error}")]
     Handles { path: PathBuf, error: std::io::Error },
 }
 
@@ -153,6 +153,9 @@ impl Services {
             files::start_upkeep(files, self.cluster.clone(), &self.client, &self.tasks);
             match connection.serve(files.clone(), &tokio::runtime::Handle::current()) {
                 Ok(mounted) => {
+                    let files = files.clone();
+                    let keeping = async move { files.keep_caches().await };
+                    self.tasks.spawn_lasting("caches", until(self.tasks.stop(), keeping));
                     *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
                 }
                 Err(error) => tracing::error!(%error, "the file tree cannot be served"),
@@ -182,7 +185,10 @@ impl Services {
     }
 
     /// Stops answering; mount and programs wait for the next daemon.
-    pub fn leave(&self) {
+    pub async fn leave(&self) {
+        if let Some(files) = &self.files {
+            files.empty_caches().await;
+        }
         if let Some(mounted) = self.take_mounted() {
             mounted.leave();
         }
@@ -262,7 +268,8 @@ async fn connect_kernel(plan: &Plan<'_>, world: &World) -> Result<Connection, Mo
     let connection = Connection::establish(path, Lane(rand::random()))?;
     match connection.to_keep() {
         Ok((descriptor, note)) => {
-            if let Err(error) = world.keep(KEPT_NAME, note, descriptor).await {
+            let ledger = trusted_path(plan.settings);
+            if let Err(error) = world.keep(KEPT_NAME, note, descriptor, &ledger).await {
                 tracing::warn!(%error, "unum-init does not keep the mount: it ends with this daemon");
             }
         }
@@ -283,10 +290,19 @@ fn make_files(
         mount_lane: connection.lane,
         proposer: Proposer::new(plan.registry.clone()),
         patience: plan.settings.file_patience,
+        notifier: connection.notifier(),
+        drops_names: connection.drops_names(),
     };
-    let path = plan.settings.run_dir.join("handles");
-    Files::new(parts, &path, connection.fresh)
-        .map_err(|error| ServiceError::Handles { path, error })
+    let run_dir = &plan.settings.run_dir;
+    let (handles, trusted) = (run_dir.join("handles"), trusted_path(plan.settings));
+    let kept = files::Kept { handles: &handles, trusted: &trusted };
+    Files::new(parts, &kept, connection.fresh)
+        .map_err(|error| ServiceError::Handles { path: run_dir.clone(), error })
+}
+
+/// Where it is written what the kernel may cache.
+fn trusted_path(settings: &Settings) -> PathBuf {
+    settings.run_dir.join("trusted")
 }
 
 async fn until(stop: Stop, work: impl Future<Output = ()>) {

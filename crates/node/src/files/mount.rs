@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +16,8 @@ use prost::Message;
 use tokio::runtime::Handle;
 use unum_proto::ids::Lane;
 use unum_sys::fuse::{
-    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Readers, Serving, Session,
-    StartError, Takeover, Unmount, Wishes, mount, unmount,
+    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Notifier, Readers, Serving,
+    Session, StartError, Takeover, Unmount, Wishes, mount, unmount,
 };
 
 use super::Files;
@@ -86,6 +87,15 @@ impl Connection {
         Some(Self { session, lane: Lane(note.lane), fresh: false, path: path.to_owned() })
     }
 
+    /// Whether the kernel can drop all names that it caches at once (Linux 6.16).
+    pub fn drops_names(&self) -> bool {
+        self.session.negotiated().expires_all_entries()
+    }
+
+    pub fn notifier(&self) -> Notifier {
+        self.session.notifier()
+    }
+
     /// What unum-init shall keep.
     pub fn to_keep(&self) -> io::Result<(OwnedFd, Vec<u8>)> {
         let note = Note {
@@ -105,9 +115,20 @@ impl Connection {
         let runtime = runtime.clone();
         let readers = Readers { count: READERS, pinned: false };
         let serving = self.session.run(readers, move |request| {
-            drop(runtime.spawn(files.clone().answer(request)));
+            let _entered = runtime.enter();
+            answer_or_spawn(&runtime, files.clone().answer(request));
         })?;
         Ok(Mounted { serving, path: self.path })
+    }
+}
+
+/// What needs nobody else is answered by the thread that read it, without waking another.
+fn answer_or_spawn(runtime: &Handle, answer: impl Future<Output = ()> + Send + 'static) {
+    let mut answer = Box::pin(answer);
+    let mut nobody = Context::from_waker(Waker::noop());
+    if answer.as_mut().poll(&mut nobody).is_pending() {
+        // Polled again at once, it leaves its waker with whom it waits for.
+        drop(runtime.spawn(answer));
     }
 }
 
@@ -115,6 +136,7 @@ fn wishes() -> Wishes {
     let wishes = Wishes::default();
     let capabilities = wishes.capabilities
         | Capabilities::AUTO_INVAL_DATA
+        | Capabilities::CACHE_SYMLINKS
         | Capabilities::HANDLE_KILLPRIV_V2
         | Capabilities::DIRECT_IO_ALLOW_MMAP;
     let required = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;

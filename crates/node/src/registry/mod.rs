@@ -111,13 +111,6 @@ pub struct Standing {
     pub stopped: bool,
 }
 
-/// What a command came to, and where in the log that is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Placed {
-    pub reply: reply::Kind,
-    pub index: u64,
-}
-
 /// A pause that an answer asks for before the next attempt.
 enum Next {
     Retry { quorum: bool },
@@ -154,17 +147,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         command: impl Into<Command>,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
-        self.propose_placed(id, command, within).await.map(|placed| placed.reply)
+        self.propose_indexed(id, command, within).await.map(|(reply, _)| reply)
     }
 
-    /// As `propose_within`, and tells where in the log the command or a repetition of it is: what
-    /// it did may be shown once that is stable ([`RegistryOn::settle`]).
-    pub async fn propose_placed(
+    /// Tells the index of a log entry too, at or behind that of the command.
+    pub async fn propose_indexed(
         &self,
         id: RequestId,
         command: impl Into<Command>,
         within: Duration,
-    ) -> Result<Placed, RegistryError> {
+    ) -> Result<(reply::Kind, u64), RegistryError> {
         let bytes = self.encode(id, command.into())?;
         let started = RT::Instant::now();
         let deadline = started + within;
@@ -176,9 +168,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             let Ok(outcome) = attempt.await else { break };
             in_doubt |= outcome == Outcome::Unknown;
             match judge(outcome, in_doubt)? {
-                Ok((reply, index)) => {
-                    return decode_reply(reply).map(|reply| Placed { reply, index });
-                }
+                Ok((reply, index)) => return Ok((decode_reply(reply)?, index)),
                 Err(Next::Fail(error)) => return Err(error),
                 Err(Next::Retry { quorum: seen }) => quorum = seen,
             }
@@ -231,6 +221,18 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     /// Whether both are handles to one life of a registry.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.core, &other.core)
+    }
+
+    /// Returns once the entry is applied here.
+    pub async fn reached(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
+        let reached = RT::timeout(within, self.core.shared.reached(index)).await;
+        reached.map_err(|_| RegistryError::NoQuorum { waited: within })
+    }
+
+    /// How long the read lease lasts unless it is renewed. None: there was none.
+    pub fn lease_left(&self) -> Option<Duration> {
+        let until = self.core.leases.until()?;
+        Some(until.saturating_duration_since(RT::Instant::now()))
     }
 
     /// The entry that must be stable before what is read here of these inodes may be shown; 0 if it
