@@ -20,6 +20,7 @@ use unum_proto::tree::ChunkKey;
 use crate::coverage::Met;
 use crate::linear::Event;
 use crate::monitor::Monitor;
+use crate::registers::Registers;
 use crate::tree::{self, Sight};
 use crate::values::{Op, Ret};
 use crate::world::{Registry, World};
@@ -75,8 +76,18 @@ impl Seen {
 pub struct Client {
     pub world: Arc<World>,
     pub histories: Arc<Histories>,
+    pub registers: Arc<Registers>,
     pub number: u64,
     pub seq: u64,
+}
+
+/// A request whose outcome is known.
+struct Done {
+    outcome: Result<reply::Kind, RegistryError>,
+    /// Where in the log it is, if it was not refused.
+    index: u64,
+    /// Who told the outcome.
+    by: (NodeId, Registry),
 }
 
 impl Client {
@@ -91,6 +102,7 @@ impl Client {
                 3..5 => self.compare_and_set(key).await,
                 5 => self.delete(key).await,
                 6..9 => self.get(key).await,
+                9..11 => self.write_register().await,
                 _ => self.change_tree().await,
             }
         }
@@ -138,7 +150,7 @@ impl Client {
 
     async fn change(&mut self, key: u64, op: Op, command: Kind) {
         let invoked = self.world.nanos();
-        let outcome = self.execute(command).await;
+        let outcome = self.execute(command).await.map(|done| done.outcome);
         let returned = match &outcome {
             Some(outcome) => ret(&op, outcome).map(|ret| (self.world.nanos(), ret)),
             None => None,
@@ -157,8 +169,23 @@ impl Client {
         self.execute(Kind::Tree(command.into())).await;
     }
 
+    /// The write is acknowledged once it is stable.
+    async fn write_register(&mut self) {
+        let Some(write) = self.registers.begin_write(&self.world) else { return };
+        let done = self.execute(write.command()).await;
+        let id = RequestId { lane: Lane(self.number), seq: self.seq };
+        let acknowledged = match done {
+            Some(Done { outcome: Ok(_), index, by: (node, registry) }) => {
+                self.registers.acknowledge(&self.world, node, &registry, index).await
+            }
+            Some(_) | None => false,
+        };
+        self.world.note(format!("c{} {write:?}: {acknowledged}", self.number));
+        self.registers.end_write(&self.world, write, id, acknowledged);
+    }
+
     /// Asks node after node with the same id until one knows the outcome.
-    async fn execute(&mut self, command: Kind) -> Option<Result<reply::Kind, RegistryError>> {
+    async fn execute(&mut self, command: Kind) -> Option<Done> {
         self.seq += 1;
         let id = RequestId { lane: Lane(self.number), seq: self.seq };
         for _ in 0..ATTEMPTS_MAX {
@@ -167,7 +194,7 @@ impl Client {
                 continue;
             };
             self.maybe_repeat(id, &command);
-            match registry.propose_within(id, command.clone(), ATTEMPT).await {
+            match registry.propose_indexed(id, command.clone(), ATTEMPT).await {
                 Err(RegistryError::NoQuorum { .. } | RegistryError::Deadline { .. }) => {}
                 Err(RegistryError::Stopped | RegistryError::DiskFull) => {}
                 // It did nothing yet; the same id may go out again.
@@ -177,7 +204,9 @@ impl Client {
                 }
                 settled => {
                     self.world.monitor(|monitor| monitor.acknowledged(id));
-                    return Some(settled);
+                    let index = settled.as_ref().map_or(0, |(_, index)| *index);
+                    let outcome = settled.map(|(reply, _)| reply);
+                    return Some(Done { outcome, index, by: (node, registry) });
                 }
             }
         }

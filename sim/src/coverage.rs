@@ -38,9 +38,16 @@ pub enum Met {
     GossipJudged,
     Expelled,
     WitnessPresent,
+    ReadFromCache,
+    /// A read lease ended on a node that lives, and what its kernel had cached went.
+    LeaseLapsed,
+    /// A new leader waited until the leases that former ones gave were over.
+    FormerLeasesAwaited,
+    /// A reader waited until what it saw was stable.
+    SettledForReader,
 }
 
-pub const ALL: [Met; 29] = [
+pub const ALL: [Met; 33] = [
     Met::Partition,
     Met::LeaderCutOff,
     Met::PowerLost,
@@ -70,6 +77,10 @@ pub const ALL: [Met; 29] = [
     Met::GossipJudged,
     Met::Expelled,
     Met::WitnessPresent,
+    Met::ReadFromCache,
+    Met::LeaseLapsed,
+    Met::FormerLeasesAwaited,
+    Met::SettledForReader,
 ];
 
 /// Counts over one run or many.

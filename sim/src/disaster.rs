@@ -9,6 +9,7 @@ use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 
 use crate::clients::{Client, Histories};
+use crate::registers::Registers;
 use crate::run::{Plan, agree, found};
 use crate::world::World;
 
@@ -32,6 +33,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     let mut client = Client {
         world: world.clone(),
         histories: Arc::new(Histories::default()),
+        registers: Arc::new(Registers::default()),
         number: 1,
         seq: 0,
     };

@@ -6,7 +6,7 @@
 //! full as the seed says. Same seed, same run.
 //!
 //! What must hold is checked at each step (`monitor`) and over whole histories (`linear`,
-//! `values`). Leaves out what memory cannot show: the kernel, TLS, real disks.
+//! `values`, `registers`). Leaves out what memory cannot show: the kernel, TLS, real disks.
 
 pub mod clients;
 pub mod coverage;
@@ -14,9 +14,11 @@ pub mod disaster;
 pub mod disk;
 pub mod faults;
 pub mod gossip;
+pub mod kernel;
 pub mod linear;
 pub mod monitor;
 pub mod net;
+pub mod registers;
 pub mod run;
 pub mod tree;
 pub mod turnover;

@@ -46,6 +46,12 @@ enum Planted {
     IgnoreSuspicion,
     BarOfSome,
     NoRollCall,
+    ForgetFormerLeases,
+    RenewWithoutQuorum,
+    ShowUnsettled,
+    AcknowledgeUnsettled,
+    ConfirmBeforeDrop,
+    KeepAfterLease,
 }
 
 impl From<Planted> for Flaw {
@@ -58,6 +64,12 @@ impl From<Planted> for Flaw {
             Planted::IgnoreSuspicion => Flaw::IgnoreSuspicion,
             Planted::BarOfSome => Flaw::BarOfSome,
             Planted::NoRollCall => Flaw::NoRollCall,
+            Planted::ForgetFormerLeases => Flaw::ForgetFormerLeases,
+            Planted::RenewWithoutQuorum => Flaw::RenewWithoutQuorum,
+            Planted::ShowUnsettled => Flaw::ShowUnsettled,
+            Planted::AcknowledgeUnsettled => Flaw::AcknowledgeUnsettled,
+            Planted::ConfirmBeforeDrop => Flaw::ConfirmBeforeDrop,
+            Planted::KeepAfterLease => Flaw::KeepAfterLease,
         }
     }
 }

@@ -21,11 +21,14 @@ use crate::coverage::{Coverage, Met};
 use crate::faults::{Trouble, mend, trouble};
 use crate::gossip;
 use crate::linear::is_linearizable;
+use crate::registers::{Registers, read_registers};
 use crate::turnover::turn_over;
 use crate::values::Key;
 use crate::world::{Registry, World};
 
 const CLIENTS: u64 = 5;
+/// Programs that read files.
+const READERS: u64 = 2;
 /// Virtual time.
 const SETUP_MAX: Duration = Duration::from_secs(20);
 const TROUBLE: Duration = Duration::from_secs(10);
@@ -43,6 +46,15 @@ pub enum Flaw {
     IgnoreSuspicion,
     BarOfSome,
     NoRollCall,
+    ForgetFormerLeases,
+    RenewWithoutQuorum,
+    ShowUnsettled,
+    /// A writer is told before what it wrote is stable.
+    AcknowledgeUnsettled,
+    /// A kernel's cache drops what changed after it was said to have.
+    ConfirmBeforeDrop,
+    /// A kernel's cache outlives the read lease.
+    KeepAfterLease,
 }
 
 impl Flaw {
@@ -56,6 +68,12 @@ impl Flaw {
             Flaw::IgnoreSuspicion => " --flaw ignore-suspicion",
             Flaw::BarOfSome => " --flaw bar-of-some",
             Flaw::NoRollCall => " --flaw no-roll-call",
+            Flaw::ForgetFormerLeases => " --flaw forget-former-leases",
+            Flaw::RenewWithoutQuorum => " --flaw renew-without-quorum",
+            Flaw::ShowUnsettled => " --flaw show-unsettled",
+            Flaw::AcknowledgeUnsettled => " --flaw acknowledge-unsettled",
+            Flaw::ConfirmBeforeDrop => " --flaw confirm-before-drop",
+            Flaw::KeepAfterLease => " --flaw keep-after-lease",
         }
     }
 }
@@ -178,16 +196,24 @@ fn coverage(world: &World) -> Coverage {
 async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
     found(world).await?;
     let histories = Arc::new(Histories::default());
+    let registers = Arc::new(Registers::create(world).await?);
     let until = world.elapsed() + TROUBLE;
     let clients: Vec<_> = (1..=CLIENTS)
         .map(|number| {
             let (world, histories) = (world.clone(), histories.clone());
-            SimRuntime::spawn(Client { world, histories, number, seq: 0 }.run(until))
+            let registers = registers.clone();
+            SimRuntime::spawn(Client { world, histories, registers, number, seq: 0 }.run(until))
         })
+        .collect();
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| SimRuntime::spawn(read_registers(world.clone(), registers.clone(), until)))
         .collect();
     trouble(world.clone(), until).await;
     for client in clients {
         client.await.map_err(|error| format!("a client panicked: {error}"))?;
+    }
+    for reader in readers {
+        reader.await.map_err(|error| format!("a reader panicked: {error}"))?;
     }
     if let Some(what) = world.violation() {
         return Err(what);
@@ -195,7 +221,8 @@ async fn live(world: &Arc<World>) -> Result<(usize, [u8; 32]), String> {
     mend(world).await;
     let digest = agree(world).await?;
     last_reads(world, &histories).await;
-    let operations = judge(world, &histories)?;
+    registers.last_reads(world).await;
+    let operations = judge(world, &histories)? + registers.judge(world)?;
     if world.plan.turnover {
         turn_over(world).await?;
         agree(world).await?;
@@ -251,7 +278,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    async fn ask(&mut self, command: Kind) -> Result<reply::Kind, String> {
+    pub async fn ask(&mut self, command: Kind) -> Result<reply::Kind, String> {
         self.seq += 1;
         let id = RequestId { lane: self.lane, seq: self.seq };
         self.registry.propose(id, command).await.map_err(|error| error.to_string())
@@ -330,7 +357,8 @@ async fn try_to_agree(world: &Arc<World>) -> Result<Option<[u8; 32]>, String> {
 
 async fn last_reads(world: &Arc<World>, histories: &Arc<Histories>) {
     let (world, histories) = (world.clone(), histories.clone());
-    let mut reader = Client { world, histories, number: 99, seq: 0 };
+    let registers = Arc::new(Registers::default());
+    let mut reader = Client { world, histories, registers, number: 99, seq: 0 };
     for key in 0..KEYS {
         reader.get(key).await;
     }

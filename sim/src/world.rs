@@ -27,6 +27,7 @@ use unum_proto::registry::{self as wire, reply};
 use crate::coverage::{Coverage, Met};
 use crate::disk::LyingDisk;
 use crate::gossip;
+use crate::kernel::Kernel;
 use crate::monitor::Monitor;
 use crate::net::{Fate, Groups, Port, Weather};
 use crate::run::{Flaw, Plan};
@@ -42,6 +43,10 @@ const SNAPSHOT_ENTRIES: u64 = 120;
 const TREE_CHECK_ENTRIES: u64 = 16;
 /// Virtual time begins here, in seconds since 1970.
 const DAWN: u64 = 1_800_000_000;
+
+/// How fast clocks go that are as slow and as fast as leases allow.
+const SLOW_CLOCK: f64 = 0.976;
+const FAST_CLOCK: f64 = 1.024;
 
 pub struct World {
     pub plan: Plan,
@@ -66,6 +71,8 @@ struct Machine {
     /// Grows with each boot and each crash: what was started in an earlier one is a ghost.
     life: u64,
     registry: Option<Registry>,
+    /// Of a node that runs and is no witness.
+    kernel: Option<Arc<Kernel>>,
     gossip: Option<Gossip>,
     coming_up: bool,
     /// An operation of the disk was ordered to fail since the power came.
@@ -169,6 +176,17 @@ impl World {
         let inner = self.inner();
         let running = inner.machines.iter();
         running.filter_map(|(id, machine)| Some((*id, machine.registry.clone()?))).collect()
+    }
+
+    /// The kernels of the nodes that run.
+    pub fn kernels(&self) -> Vec<Arc<Kernel>> {
+        let inner = self.inner();
+        inner.machines.values().filter_map(|machine| machine.kernel.clone()).collect()
+    }
+
+    /// The last of those who found the cluster may be one.
+    pub fn is_witness(&self, node: NodeId) -> bool {
+        self.plan.witness && node == NodeId(self.plan.nodes)
     }
 
     /// How consensus stands on each, for people.
@@ -282,6 +300,10 @@ impl World {
                 self.met(Met::NoRoomToStart);
                 self.note(format!("{node} cannot start: {error}"));
             }
+            // Another fault was ordered than the one that ended the former life.
+            Err(error) if self.has_failing_disk(node) => {
+                self.note(format!("{node} cannot start: {error}"));
+            }
             Err(error) if self.is_alive(node, life) => {
                 self.violated(format!("{node} cannot start: {error}"));
             }
@@ -296,6 +318,12 @@ impl World {
         }
         let Some(registry) = self.registry(node) else { return };
         self.count_suspects(&registry);
+        if !self.is_witness(node) {
+            let kernel = Kernel::start(self, node, life, registry.clone());
+            if let Some(machine) = self.inner().machines.get_mut(&node) {
+                machine.kernel = Some(kernel);
+            }
+        }
         let world = self.clone();
         drop(SimRuntime::spawn(async move {
             let why = registry.ended().await;
@@ -375,6 +403,7 @@ impl World {
             offload: Offload::Inline,
             snapshot_entries: SNAPSHOT_ENTRIES,
             reserve_bytes: 4096,
+            lease_clock_speed: self.clock_speed(node),
             journal: JournalOptions { first: 1, segment_bytes: SEGMENT_BYTES, salt },
             observe: Some(Arc::new(move |entry| {
                 if witness.is_alive(node, life) {
@@ -390,9 +419,26 @@ impl World {
                 Flaw::IgnoreSuspicion => Mutation::IgnoreSuspicion,
                 Flaw::BarOfSome => Mutation::BarOfSome,
                 Flaw::NoRollCall => Mutation::NoRollCall,
-                Flaw::None | Flaw::LyingSync => Mutation::None,
+                Flaw::ForgetFormerLeases => Mutation::ForgetFormerLeases,
+                Flaw::RenewWithoutQuorum => Mutation::RenewWithoutQuorum,
+                Flaw::ShowUnsettled => Mutation::ShowUnsettled,
+                Flaw::None
+                | Flaw::LyingSync
+                | Flaw::AcknowledgeUnsettled
+                | Flaw::ConfirmBeforeDrop
+                | Flaw::KeepAfterLease => Mutation::None,
             },
             ..Options::new(node, disk, port)
+        }
+    }
+
+    /// Of any two clocks, one is at most 5 % faster.
+    fn clock_speed(&self, node: NodeId) -> f64 {
+        let mut rng = StdRng::seed_from_u64(self.plan.seed ^ node.0 << 32);
+        match rng.random_range(0..4) {
+            0 => SLOW_CLOCK,
+            1 => FAST_CLOCK,
+            _ => rng.random_range(SLOW_CLOCK..FAST_CLOCK),
         }
     }
 
@@ -414,6 +460,7 @@ impl World {
                 inner.monitor.report(format!("the disk of {node} did not come back: {error}"));
             }
             machine.gossip = None;
+            machine.kernel = None;
             machine.disk_fails = false;
             machine.registry.take()
         };
@@ -433,6 +480,7 @@ impl World {
             let Some(machine) = inner.machines.get_mut(&node) else { return };
             machine.life += 1;
             machine.gossip = None;
+            machine.kernel = None;
             machine.registry.take()
         };
         if let Some(registry) = registry {
@@ -518,6 +566,7 @@ impl World {
                 let mut inner = self.inner();
                 inner.machines.get_mut(&node).and_then(|machine| {
                     machine.life += 1;
+                    machine.kernel = None;
                     machine.registry.take()
                 })
             };
@@ -535,6 +584,7 @@ impl Machine {
             disk: Arc::new(disk),
             life: 0,
             registry: None,
+            kernel: None,
             gossip: None,
             coming_up: false,
             disk_fails: false,

@@ -14,11 +14,18 @@ const POWER_CUT_SEEDS: std::ops::Range<u64> = 10..16;
 
 #[test]
 fn sound_clusters_keep_their_promises() {
+    let mut met = Coverage::default();
     for seed in SEEDS {
         let report = run(Plan::new(seed)).unwrap_or_else(|failure| panic!("{failure}"));
         assert!(report.operations > 0 && report.entries > 0, "seed {seed} did nothing");
+        met.add(&report.coverage);
     }
+    let missed: Vec<Met> = LEASES_MET.into_iter().filter(|what| met.of(*what) == 0).collect();
+    assert_eq!(missed, [], "read leases were not put to the test");
 }
+
+const LEASES_MET: [Met; 4] =
+    [Met::ReadFromCache, Met::LeaseLapsed, Met::FormerLeasesAwaited, Met::SettledForReader];
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
@@ -69,6 +76,47 @@ fn a_vote_of_the_forgetful_is_found() {
 #[test]
 fn a_bar_that_not_all_voters_made_is_found() {
     is_found(Flaw::BarOfSome, Some(Trouble::Amnesia), &CONTRADICTIONS);
+}
+
+/// Some program reads what was before a change that another one was told of, or has read.
+fn shows_something_stale(flaw: Flaw, only: Trouble) {
+    let found = |seed| {
+        // The least that shows it: these runs are many.
+        let plan = Plan { nodes: 3, gossip: false, turnover: false, ..Plan::new(seed) };
+        let failure = run(Plan { only: Some(only), ..plan.with(flaw) }).err();
+        failure.is_some_and(|failure| failure.what.contains("the history of register"))
+    };
+    assert!({ FLAW_SEEDS }.any(found), "{flaw:?} was not found for what it is");
+}
+
+#[test]
+fn a_leader_that_forgets_former_leases_is_found() {
+    shows_something_stale(Flaw::ForgetFormerLeases, Trouble::IsolateLeader);
+}
+
+#[test]
+fn a_leader_that_leases_without_a_quorum_is_found() {
+    shows_something_stale(Flaw::RenewWithoutQuorum, Trouble::IsolateLeader);
+}
+
+#[test]
+fn a_reader_that_shows_what_is_not_stable_is_found() {
+    shows_something_stale(Flaw::ShowUnsettled, Trouble::HandOver);
+}
+
+#[test]
+fn a_writer_that_is_told_before_the_change_is_stable_is_found() {
+    shows_something_stale(Flaw::AcknowledgeUnsettled, Trouble::HandOver);
+}
+
+#[test]
+fn a_cache_that_confirms_before_it_drops_is_found() {
+    shows_something_stale(Flaw::ConfirmBeforeDrop, Trouble::HandOver);
+}
+
+#[test]
+fn a_cache_that_outlives_its_lease_is_found() {
+    shows_something_stale(Flaw::KeepAfterLease, Trouble::IsolateLeader);
 }
 
 #[test]

@@ -22,6 +22,9 @@
 //! - *A newcomer*, or a node that was away, gets a lease only once it has confirmed whatever was stable
 //!   when it was admitted.
 //!
+//! Left out: a node that is removed is no member that a new leader waits for. For as long as its lease
+//! lasts it may show what was before.
+//!
 //! Times are durations since any fixed moment of the node's own monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -184,10 +187,15 @@ impl Lessor {
         (leads && now < seat.until && seat.confirmed >= seat.admitted_at).then_some(seat.mark)
     }
 
+    /// Whether somebody may still hold a lease of a former leader.
+    pub fn awaits_former(&self, now: Duration) -> bool {
+        !self.unheard.is_empty() && now < self.open_at
+    }
+
     /// Up to where the log is stable. `committed`: an entry that is committed, and with it all before.
     pub fn stable(&mut self, now: Duration, committed: u64) -> u64 {
         self.expire(now);
-        if self.unheard.is_empty() || now >= self.open_at {
+        if !self.awaits_former(now) {
             let confirmed = self.seats.values().map(|seat| seat.confirmed).min();
             self.stable = self.stable.max(confirmed.unwrap_or(u64::MAX).min(committed));
         }

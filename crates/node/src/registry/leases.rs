@@ -22,20 +22,26 @@ use super::mutation::Mutation;
 use super::shell::Core;
 use super::transport::{Answer, Call};
 use super::unsettled::Unsettled;
+use super::watermark::Watermark;
 
 /// Questions to the leader whether an entry is stable that are on their way at once.
 const QUESTIONS_IN_FLIGHT_MAX: usize = 8;
 /// Changes that wait for the caches. Beyond it the caches are told to drop everything.
 const FEED_MAX: usize = 1 << 16;
 
+/// What a moment may be off when it is told by a clock of another speed.
+const ROUNDING: Duration = Duration::from_nanos(1);
+
 /// Both sides of the leases of one node.
 pub struct Leases<RT: AsyncRuntime> {
     own: NodeId,
     started: RT::Instant,
+    /// Of this node's clock; 1 but in simulations.
+    speed: f64,
     mutation: Mutation,
     inner: Mutex<Inner>,
     /// Up to where the log is known to be stable.
-    stable: watch::Sender<u64>,
+    stable: Watermark,
     /// The newest entry that somebody here wants stable.
     due: watch::Sender<u64>,
     fed: Notify,
@@ -70,12 +76,16 @@ struct Leading {
     answered: BTreeMap<NodeId, Duration>,
     /// Each configuration that a majority is needed of.
     voters: Vec<BTreeSet<NodeId>>,
+    /// Who may get a lease.
+    holders: BTreeSet<NodeId>,
 }
 
 /// What a leader's lessor begins with.
 pub struct Lead {
     pub term: u64,
     pub voters: Vec<BTreeSet<NodeId>>,
+    /// The members by what is committed: the next leader knows of them, and waits for them.
+    pub holders: BTreeSet<NodeId>,
     /// The end of the log.
     pub last: u64,
 }
@@ -90,7 +100,7 @@ pub struct Changed {
 }
 
 impl<RT: AsyncRuntime> Leases<RT> {
-    pub fn new(own: NodeId, mutation: Mutation, life: u64, applied: u64) -> Self {
+    pub fn new(own: NodeId, mutation: Mutation, speed: f64, life: u64, applied: u64) -> Self {
         let feed = FeedState { index: applied, ..FeedState::default() };
         let inner = Inner {
             holder: Holder::new(life),
@@ -101,9 +111,10 @@ impl<RT: AsyncRuntime> Leases<RT> {
         Self {
             own,
             started: RT::Instant::now(),
+            speed,
             mutation,
             inner: Mutex::new(inner),
-            stable: watch::Sender::new(0),
+            stable: Watermark::default(),
             due: watch::Sender::new(0),
             fed: Notify::new(),
         }
@@ -114,7 +125,12 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.started.elapsed().mul_f64(self.speed)
+    }
+
+    /// When this clock has gone for so long, never earlier.
+    fn instant(&self, at: Duration) -> RT::Instant {
+        self.started + at.div_f64(self.speed) + ROUNDING
     }
 
     // The holder.
@@ -127,7 +143,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
 
     /// When the lease ends unless it is renewed.
     pub fn until(&self) -> Option<RT::Instant> {
-        self.inner().holder.until().map(|until| self.started + until)
+        self.inner().holder.until().map(|until| self.instant(until))
     }
 
     pub fn renewed(&self, mark: wire::LeaseMark) {
@@ -143,9 +159,11 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     /// An entry is applied. Called before anybody can read what it did.
-    pub fn applied(&self, index: u64, changes: Vec<Change>) {
+    /// `term`: of the leader that wrote it.
+    pub fn applied(&self, index: u64, term: u64, changes: Vec<Change>) {
         let mut inner = self.inner();
         let inner = &mut *inner;
+        inner.obey(term);
         inner.feed.index = index;
         if inner.feed.on {
             for change in &changes {
@@ -163,8 +181,9 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     /// The state was replaced as a whole.
-    pub fn replaced(&self, index: u64) {
+    pub fn replaced(&self, index: u64, term: u64) {
         let mut inner = self.inner();
+        inner.obey(term);
         inner.feed.index = index;
         if inner.feed.on {
             inner.unsettled.all_changed(index);
@@ -176,13 +195,15 @@ impl<RT: AsyncRuntime> Leases<RT> {
 
     // The lessor.
 
-    /// To be called often while this node leads.
+    /// To be called often while this node leads. `members`: who may hold a lease of a former leader.
     pub fn lead(&self, lead: Lead, members: impl FnOnce() -> Vec<NodeId>) {
         let now = self.now();
         let mut inner = self.inner();
         let inner = &mut *inner;
         match &mut inner.leading {
-            Some(leading) if leading.term == lead.term => leading.voters = lead.voters,
+            Some(leading) if leading.term == lead.term => {
+                (leading.voters, leading.holders) = (lead.voters, lead.holders);
+            }
             leading => {
                 let waited_for = match self.mutation {
                     Mutation::ForgetFormerLeases => Vec::new(),
@@ -190,8 +211,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
                 };
                 let lessor = Lessor::new(now, waited_for, lead.last);
                 let answered = BTreeMap::new();
-                let voters = lead.voters;
-                *leading = Some(Leading { term: lead.term, lessor, answered, voters });
+                let (term, voters, holders) = (lead.term, lead.voters, lead.holders);
+                *leading = Some(Leading { term, lessor, answered, voters, holders });
             }
         }
         self.answer_own(inner, now);
@@ -200,6 +221,12 @@ impl<RT: AsyncRuntime> Leases<RT> {
 
     pub fn follow(&self) {
         self.inner().leading = None;
+    }
+
+    pub fn awaits_former(&self) -> bool {
+        let now = self.now();
+        let inner = self.inner();
+        inner.leading.as_ref().is_some_and(|leading| leading.lessor.awaits_former(now))
     }
 
     /// What a message of this term to a member brings back.
@@ -226,7 +253,9 @@ impl<RT: AsyncRuntime> Leases<RT> {
         };
         let at = leading.answered.entry(from).or_default();
         *at = sent.max(*at);
-        leading.lessor.answered(now, from, reply.mark.map(mark_from_wire), reply.confirmed);
+        if leading.holders.contains(&from) {
+            leading.lessor.answered(now, from, reply.mark.map(mark_from_wire), reply.confirmed);
+        }
         self.answer_own(inner, now);
         self.advance(inner);
     }
@@ -260,12 +289,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     fn settled(&self, inner: &mut Inner, stable: u64) {
-        let news = self.stable.send_if_modified(|known| {
-            let news = stable > *known;
-            *known = stable.max(*known);
-            news
-        });
-        if news {
+        if self.stable.raise(stable) {
             inner.unsettled.settled(stable);
         }
     }
@@ -276,6 +300,14 @@ impl Inner {
     fn mark(&self, now: Duration, at: Duration) -> Option<Mark> {
         let keeps_up = self.feed.since.is_none_or(|since| now < since + LEASE);
         self.holder.mark(at).filter(|_| keeps_up)
+    }
+}
+
+impl Inner {
+    /// What is applied here was written by the leader of this term. If that is a later one, this
+    /// node leads no more, and what it knows of holders says nothing about these entries.
+    fn obey(&mut self, term: u64) {
+        self.leading.take_if(|leading| leading.term < term);
     }
 }
 
@@ -413,18 +445,20 @@ impl<RT: AsyncRuntime> Leases<RT> {
             return 0;
         }
         let newest = self.inner().unsettled.newest_of(inodes);
-        if newest <= *self.stable.borrow() { 0 } else { newest }
+        if newest <= self.stable.get() { 0 } else { newest }
     }
 
     /// Returns when the log is known to be stable up to this entry.
     pub async fn settle(&self, index: u64) {
-        let mut stable = self.stable.subscribe();
-        while *stable.borrow_and_update() < index {
+        loop {
+            let risen = pin!(self.stable.risen());
+            if self.stable.get() >= index {
+                return;
+            }
             self.want(index);
             // A question that went unanswered is asked again.
             let again = pin!(RT::sleep(FORWARD_TIMEOUT));
-            let changed = pin!(stable.changed());
-            if let Either::Left(_) = select(again, changed).await {
+            if let Either::Left(_) = select(again, risen).await {
                 self.due.send_modify(|_| {});
             }
         }
@@ -450,7 +484,7 @@ pub async fn ask_for_stability<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
 
 async fn ask_until_stable<RT: AsyncRuntime>(core: &Core<RT>, index: u64) {
     let give_up = RT::Instant::now() + FORWARD_TIMEOUT;
-    while *core.leases.stable.borrow() < index && RT::Instant::now() < give_up {
+    while core.leases.stable.get() < index && RT::Instant::now() < give_up {
         let stable = match core.leader() {
             Some(leader) if leader == core.own => stable_here(core, index).await,
             Some(leader) => stable_there(core, leader, index).await,
@@ -507,18 +541,18 @@ pub async fn answer<RT: AsyncRuntime>(
 /// On the leader: waits for an entry to be stable, but not for long. None: this node does not lead.
 async fn stable_here<RT: AsyncRuntime>(core: &Core<RT>, index: u64) -> Option<u64> {
     let give_up = RT::Instant::now() + FORWARD_TIMEOUT / 2;
-    let mut stable = core.leases.stable.subscribe();
     loop {
         if core.leader() != Some(core.own) {
             return None;
         }
+        let risen = pin!(core.leases.stable.risen());
         let next = core.leases.look(index)?;
-        let known = *stable.borrow_and_update();
+        let known = core.leases.stable.get();
         if known >= index || RT::Instant::now() >= give_up {
             return Some(known);
         }
         let until = next.map_or(give_up, |next| next.min(give_up));
-        select(pin!(stable.changed()), pin!(RT::sleep_until(until))).await;
+        select(risen, pin!(RT::sleep_until(until))).await;
     }
 }
 
@@ -533,6 +567,6 @@ impl<RT: AsyncRuntime> Leases<RT> {
         if !behind.is_empty() {
             tracing::trace!(index, ?behind, "an entry is not stable yet");
         }
-        Some(leading.lessor.next(self.now()).map(|next| self.started + next))
+        Some(leading.lessor.next(self.now()).map(|next| self.instant(next)))
     }
 }

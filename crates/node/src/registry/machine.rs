@@ -153,7 +153,8 @@ impl<RT: AsyncRuntime> Machine<RT> {
                 applied.state.forget_replies();
             }
             // Before the lock goes: whoever reads this entry's work finds it to be unsettled.
-            self.leases.applied(entry.log_id.index, applied.state.take_changes());
+            let LogId { index, leader_id } = entry.log_id;
+            self.leases.applied(index, leader_id.term, applied.state.take_changes());
             (replies, applied.state.history())
         };
         if let (Some(observe), Some(batch)) = (&self.observe, &batch) {
@@ -221,8 +222,8 @@ impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine<RT> {
             applied.state = loaded.state;
             applied.last = meta.last_log_id;
             applied.membership = meta.last_membership.clone();
-            let index = meta.last_log_id.map_or(0, |id| id.index);
-            self.leases.replaced(index);
+            let (index, term) = meta.last_log_id.map_or((0, 0), |id| (id.index, id.leader_id.term));
+            self.leases.replaced(index, term);
             index
         };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) =

@@ -27,6 +27,7 @@ mod suspicion;
 pub mod transport;
 pub mod types;
 mod unsettled;
+mod watermark;
 mod writer;
 
 #[cfg(test)]
@@ -212,6 +213,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         self.core.leases.until()
     }
 
+    /// Whether this node leads and still waits for read leases that former leaders gave.
+    pub fn awaits_former_leases(&self) -> bool {
+        self.core.leases.awaits_former()
+    }
+
+    /// Whether both are handles to one life of a registry.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
+    }
+
     /// Returns once the entry is applied here.
     pub async fn reached(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
         let reached = RT::timeout(within, self.core.shared.reached(index)).await;
@@ -373,6 +384,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     }
 }
 
+/// An encoded reply and its place in the log.
 type Judged = Result<(Bytes, u64), Next>;
 
 fn judge(outcome: Outcome, in_doubt: bool) -> Result<Judged, RegistryError> {

@@ -9,7 +9,6 @@ use openraft::raft::{
 use openraft::{AsyncRuntime, Instant, Raft, Snapshot};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
-use unum_core::registry::Node;
 use unum_core::time::Time;
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
@@ -107,14 +106,21 @@ impl<RT: AsyncRuntime> Core<RT> {
     pub fn lead(&self) {
         use openraft::async_runtime::WatchReceiver;
         let metrics = self.raft.server_metrics().borrow_watched().clone();
+        if !metrics.state.is_leader() {
+            return;
+        }
         let term = metrics.vote.leader_id.term;
         let membership = metrics.membership_config.membership();
         let voters = membership.get_joint_config().clone();
+        let committed = metrics.committed_membership_config.membership();
+        let holders = committed.nodes().map(|(id, _)| *id).collect();
         let last = self.log.last().map_or(0, |id| id.index);
-        self.leases.lead(Lead { term, voters, last }, || {
+        self.leases.lead(Lead { term, voters, holders, last }, || {
+            // Some of them may have been admitted by entries that are not applied here yet.
             let applied = self.shared.read();
-            let may_hold = |node: &&Node| node.role == wire::Role::Node;
-            applied.state.nodes().members().filter(may_hold).map(|node| node.id).collect()
+            let role = |id: NodeId| applied.state.nodes().get(id).map(|node| node.role);
+            let ids = membership.nodes().map(|(id, _)| *id);
+            ids.filter(|id| role(*id) != Some(wire::Role::Witness)).collect()
         });
     }
 

@@ -69,6 +69,8 @@ pub struct Options {
     pub journal: JournalOptions,
     /// Sees each entry as it is applied.
     pub observe: Option<Observe>,
+    /// How fast the clock goes that read leases are measured by. Clocks' speeds may differ by 5 %.
+    pub lease_clock_speed: f64,
     pub mutation: Mutation,
 }
 
@@ -87,6 +89,7 @@ impl Options {
             reserve_bytes: DISK_RESERVE_BYTES,
             journal: JournalOptions::default(),
             observe: None,
+            lease_clock_speed: 1.0,
             mutation: Mutation::None,
         }
     }
@@ -190,6 +193,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         let leases = Arc::new(Leases::new(
             options.own,
             options.mutation,
+            options.lease_clock_speed,
             (options.clock)().as_nanos(),
             shared.index(),
         ));
