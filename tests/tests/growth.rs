@@ -128,10 +128,14 @@ fn who_leaves_takes_nothing_with_him() {
     let voters = playground.voters("n1");
     let learner = all.into_iter().find(|name| !voters.contains(*name)).expect("a learner");
     let leave = |all: &[&'static str], leaver: &str, stronger: (u64, u64, u64)| {
-        let save = format!("trap 'echo {leaver} > /unum/.saved; exit' TERM; sleep 1000 & wait");
+        let ready = format!("/unum/.ready-{leaver}");
+        let trap = format!("trap 'echo {leaver} > /unum/.saved; exit' TERM");
+        let save = format!("{trap}; > {ready}; sleep 1000 & wait");
         let run = format!("unum run -d -n {leaver} -- sh -c \"{save}\"");
         let left = others(all, &[leaver]);
         let pid = playground.does(left[0], &run);
+        // Before its trap is set the program just ends.
+        playground.does_at_last(left[0], &format!("rm {ready}"));
         playground.does(leaver, "unum leave");
         assert_eq!(playground.json(leaver, "status")["state"], "solitary");
         assert!(!playground.tries(leaver, "pgrep -x sleep").status.success(), "{pid} goes on");

@@ -47,8 +47,8 @@ impl Call<'_> {
     }
 
     async fn attributes(&self) -> Result<(Attributes, Duration), FileError> {
-        let seen = self.see_own(|tree| {
-            let ttl = self.files.caches.trust_attributes(tree, self.ino);
+        let seen = self.see_own(|tree, trust| {
+            let ttl = self.files.caches.trust_attributes(trust, tree, self.ino);
             tree.attributes(self.ino).map(|attributes| (attributes, ttl))
         });
         Ok(seen.await??)
@@ -99,12 +99,12 @@ impl Call<'_> {
 
     pub(super) async fn getxattr(&self, name: &[u8], size: u32) -> Result<Vec<u8>, FileError> {
         check_xattr(name)?;
-        let value = self.see_own(|tree| tree.xattr(self.ino, name).map(<[u8]>::to_vec)).await?;
+        let value = self.see_own(|tree, _| tree.xattr(self.ino, name).map(<[u8]>::to_vec)).await?;
         fits(value?, size)
     }
 
     pub(super) async fn listxattr(&self, size: u32) -> Result<Vec<u8>, FileError> {
-        let names = self.see_own(|tree| {
+        let names = self.see_own(|tree, _| {
             let names = tree.xattr_names(self.ino)?;
             Ok::<_, FileError>(names.flat_map(|name| [name, b"\0"]).flatten().copied().collect())
         });
@@ -112,7 +112,7 @@ impl Call<'_> {
     }
 
     pub(super) async fn statfs(&self) -> Result<StatFs, FileError> {
-        let usage = self.see_own(|tree| tree.usage()).await?;
+        let usage = self.see_own(|tree, _| tree.usage()).await?;
         let space = self.files.replicas().store().store().usage().map_err(|_| Errno::IO)?.disk;
         let free = space.free_bytes / STATFS_BLOCK_SIZE;
         Ok(StatFs {

@@ -64,6 +64,13 @@ const TRUSTED_MAX: usize = 1 << 20;
 /// Recalls that wait for the thread.
 const RECALLS_MAX: usize = 256;
 
+/// Who may be trusted with what is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    Kernel,
+    Nobody,
+}
+
 /// What may have to wait for the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Recall {
@@ -166,13 +173,16 @@ impl Caches {
     // what was trusted.
 
     /// How long the kernel may keep what a name leads to, or that it leads nowhere.
-    pub fn trust_name(&self, parent: Ino, name: &[u8]) -> Duration {
+    pub fn trust_name(&self, trust: Trust, parent: Ino, name: &[u8]) -> Duration {
+        if trust == Trust::Nobody || !self.trusts_names {
+            return Duration::ZERO;
+        }
         let key = self.key(parent, name);
         let now = Instant::now();
         let mut state = self.state();
         let state = &mut *state;
         let restless = state.restless.get(&parent).is_some_and(|restless| now < restless.until);
-        if !self.trusts_names || restless || !state.is_trusting(now) {
+        if restless || !state.is_trusting(now) {
             return Duration::ZERO;
         }
         if !state.names.contains_key(&key)
@@ -198,7 +208,10 @@ impl Caches {
     }
 
     /// How long the kernel may keep an inode's attributes that it asked for by themselves.
-    pub fn trust_attributes(&self, tree: &Tree, ino: Ino) -> Duration {
+    pub fn trust_attributes(&self, trust: Trust, tree: &Tree, ino: Ino) -> Duration {
+        if trust == Trust::Nobody {
+            return Duration::ZERO;
+        }
         let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else {
             return Duration::ZERO;
         };
@@ -216,7 +229,10 @@ impl Caches {
 
     /// Whether a file that is being opened still has the content whose pages the kernel may have. If
     /// not, the kernel drops them, and those it gets from now on are of this content.
-    pub fn keep_pages(&self, tree: &Tree, ino: Ino) -> bool {
+    pub fn keep_pages(&self, trust: Trust, tree: &Tree, ino: Ino) -> bool {
+        if trust == Trust::Nobody {
+            return false;
+        }
         let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else { return false };
         let mut state = self.state();
         if !state.is_trusting(Instant::now()) {

@@ -106,7 +106,8 @@ impl Call<'_> {
     pub(super) async fn read(&self, offset: u64, size: u32) -> Result<Bytes, FileError> {
         let mut plans = 0;
         loop {
-            let plan = self.see_own(|tree| Plan::of(tree, self.ino, offset, size.into())).await??;
+            let plan =
+                self.see_own(|tree, _| Plan::of(tree, self.ino, offset, size.into())).await??;
             plans += 1;
             match plan.fetch(self.files, self.deadline).await {
                 Err(ContentError::Unreached { .. }) if Instant::now() < self.deadline => {}
@@ -171,7 +172,7 @@ impl Call<'_> {
             libc::SEEK_HOLE => Seek::Hole,
             _ => return Err(Errno::INVAL.into()),
         };
-        Ok(self.see_own(|tree| tree.seek(self.ino, offset, what)).await??)
+        Ok(self.see_own(|tree, _| tree.seek(self.ino, offset, what)).await??)
     }
 
     pub(super) async fn fallocate(

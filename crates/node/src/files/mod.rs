@@ -44,7 +44,7 @@ use unum_sys::fuse::Notifier;
 
 use crate::cluster::proposer::{Proposer, propose_as};
 use crate::registry::Registry;
-use caches::Caches;
+use caches::{Caches, Trust};
 use errno::FileError;
 use handles::Handles;
 use locks::LockOwners;
@@ -141,25 +141,26 @@ impl Files {
         Ok(self.parts.registry.barrier(left(deadline)).await?)
     }
 
-    /// Looks at the tree once what it says of some inodes, which the look names, may be shown: then
-    /// everything that was acknowledged before the call is in it, and nobody can see older things
-    /// later.
+    /// Looks at the tree and returns what was seen once it may be shown: everything that was
+    /// acknowledged before the call is in it, and nobody can see older things later. The look names the
+    /// inodes that it is about, and is told whether the kernel may be trusted with what it sees: not if
+    /// the answer has to wait.
     async fn see<T>(
         &self,
         deadline: Instant,
-        look: impl Fn(&Tree) -> (T, [Ino; 2]),
+        look: impl Fn(&Tree, Trust) -> (T, [Ino; 2]),
     ) -> Result<T, FileError> {
         let registry = &self.parts.registry;
-        let mut fresh = false;
-        loop {
-            let (seen, inodes) = self.look(&look);
-            if fresh || registry.holds_lease() {
-                self.settled(&inodes, deadline).await?;
-                return Ok(seen);
-            }
-            self.fresh(deadline).await?;
-            fresh = true;
+        let (seen, inodes) = self.look(|tree| look(tree, Trust::Kernel));
+        if registry.holds_lease() && registry.unsettled(&inodes) == 0 {
+            return Ok(seen);
         }
+        if !registry.holds_lease() {
+            self.fresh(deadline).await?;
+        }
+        let (seen, inodes) = self.look(|tree| look(tree, Trust::Nobody));
+        self.settled(&inodes, deadline).await?;
+        Ok(seen)
     }
 
     /// Returns once no node can see what was before the changes of these inodes that are applied here.
@@ -259,12 +260,12 @@ impl Call<'_> {
         Ok(self.files.parts.registry.reached(index, left(self.deadline)).await?)
     }
 
-    async fn see<T>(&self, look: impl Fn(&Tree) -> (T, [Ino; 2])) -> Result<T, FileError> {
+    async fn see<T>(&self, look: impl Fn(&Tree, Trust) -> (T, [Ino; 2])) -> Result<T, FileError> {
         self.files.see(self.deadline, look).await
     }
 
     /// Looks at what is about this call's inode alone.
-    async fn see_own<T>(&self, look: impl Fn(&Tree) -> T) -> Result<T, FileError> {
-        self.see(|tree| (look(tree), [self.ino; 2])).await
+    async fn see_own<T>(&self, look: impl Fn(&Tree, Trust) -> T) -> Result<T, FileError> {
+        self.see(|tree, trust| (look(tree, trust), [self.ino; 2])).await
     }
 }

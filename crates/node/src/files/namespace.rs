@@ -26,12 +26,12 @@ use super::handles::{Handle, HandleId};
 impl Call<'_> {
     pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
         let (found, ttl) = self
-            .see(|tree| {
+            .see(|tree, trust| {
                 let found = tree.lookup(self.ino, name).and_then(|ino| tree.attributes(ino));
                 let child = found.as_ref().map_or(self.ino, |attributes| Ino(attributes.ino));
                 let ttl = match found {
                     Ok(_) | Err(TreeError::NotFound) => {
-                        self.files.caches.trust_name(self.ino, name)
+                        self.files.caches.trust_name(trust, self.ino, name)
                     }
                     Err(_) => Duration::ZERO,
                 };
@@ -107,7 +107,7 @@ impl Call<'_> {
     }
 
     pub(super) async fn readlink(&self) -> Result<Vec<u8>, FileError> {
-        Ok(self.see_own(|tree| tree.read_link(self.ino).map(<[u8]>::to_vec)).await??)
+        Ok(self.see_own(|tree, _| tree.read_link(self.ino).map(<[u8]>::to_vec)).await??)
     }
 
     /// The open is written down before the tree is looked at: see the contract in
@@ -127,12 +127,12 @@ impl Call<'_> {
 
     /// Tells whether the kernel's pages are of the present content.
     async fn check_open(&self, was_open: bool) -> Result<bool, FileError> {
-        let checked = self.see_own(|tree| {
+        let checked = self.see_own(|tree, trust| {
             tree.inode(self.ino)?;
             if tree.is_orphan(self.ino) && !was_open {
                 return Err(TreeError::Stale);
             }
-            Ok(self.files.caches.keep_pages(tree, self.ino))
+            Ok(self.files.caches.keep_pages(trust, tree, self.ino))
         });
         Ok(checked.await??)
     }
@@ -184,7 +184,7 @@ impl Call<'_> {
         offset: u64,
         size: u32,
     ) -> Result<DirectoryBuffer, FileError> {
-        let listed = self.see_own(|tree| {
+        let listed = self.see_own(|tree, _| {
             let mut buffer = DirectoryBuffer::new(size);
             for listed in tree.read_directory(self.ino, offset)? {
                 let kind = kind_bits(listed.kind.to_proto());
