@@ -3,6 +3,8 @@
 
 pub mod limits;
 pub mod placement;
+pub mod progress;
 pub mod registry;
+pub mod throttle;
 pub mod time;
 pub mod tree;
