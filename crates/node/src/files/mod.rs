@@ -11,7 +11,7 @@
 //! - `namespace`, `attributes`, `content`, `locks`: the methods, by what they touch
 //! - `handles`: the open files, kept across daemons
 //! - `replicas`: chunks on several nodes
-//! - `upkeep`: orphans, repair, garbage, ragged files
+//! - `upkeep`: orphans, leftover locks, ragged files
 //!
 //! Leaves out on purpose: permission checks (the kernel makes them, `default_permissions`) and
 //! caches beyond the kernel's own, which trusts nothing for longer than one call.
