@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
-use tokio::time::interval;
+use tokio::time::{Instant, interval, sleep};
 use unum_core::placement::chunks::Place;
 use unum_core::placement::redundancy::{Need, View};
 use unum_core::tree::{Chunk, Kind, ROOT, Tree};
@@ -39,6 +39,9 @@ const QUESTION_TIME_MAX: Duration = Duration::from_secs(300);
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 /// Chunks that are copied at the same time.
 const COPIES_MAX: usize = 4;
+/// How long copies that are under way are waited for.
+const COPIES_WAIT: Duration = Duration::from_secs(10);
+const COPIES_PAUSE: Duration = Duration::from_millis(500);
 /// Chunks looked at in one step of the last walk.
 const SCAN_MAX: usize = 4096;
 
@@ -135,6 +138,9 @@ impl Run<'_> {
         }
         join_all(self.up().map(|member| self.check_node(member))).await;
         self.say("counting replicas");
+        if !self.request.repair {
+            self.wait_for_copies().await;
+        }
         self.count_replicas().await
     }
 
@@ -297,6 +303,25 @@ impl Run<'_> {
         let to = Name::Node(node);
         let asked = client.call::<UnknownChunksMethod>(&to, question, &options);
         asked.await.map_err(|error| Status::new(Code::Unavailable, error.to_string()))
+    }
+
+    /// A write is acknowledged when enough replicas are durable, and repair makes those that were too
+    /// slow a moment later. That is no damage, so it gets this moment.
+    async fn wait_for_copies(&self) {
+        let deadline = Instant::now() + COPIES_WAIT;
+        while Instant::now() < deadline {
+            let view = self.contents.view();
+            let lacks = move |(id, chunk): (ChunkId, &Chunk)| {
+                matches!(view.need(id, &chunk.replicas), Need::Copies(_))
+            };
+            // A copy of the table costs nothing, and no lock is held while it is gone through.
+            let tree = self.contents.look(Tree::clone);
+            let Ok(any) = aside(move || tree.chunks_after(None).any(lacks)).await else { return };
+            if !any {
+                return;
+            }
+            sleep(COPIES_PAUSE).await;
+        }
     }
 
     /// By what the registry knows now: repair may have been at work.
