@@ -102,7 +102,7 @@ fn set_on(playground: &Playground, machine: &str, key: &str, value: &str) {
 
 /// A machine's store while its power is off.
 fn with_store(playground: &Playground, machine: &str, work: impl FnOnce(&ChunkStore)) {
-    let disk = RealDisk::open(&playground.disk(machine).join("chunks")).expect("a directory");
+    let disk = RealDisk::open(playground.disk(machine).join("chunks")).expect("a directory");
     let options = ChunkOptions::default();
     let (store, damage) = ChunkStore::open(Arc::new(disk), options).expect("a store");
     assert_eq!(damage, []);
@@ -130,6 +130,7 @@ fn two_of_five_nodes_are_lost_for_good() {
     });
     let (exit, report) = fsck(&playground, "n4", "");
     assert_eq!((exit, kinds(&report)), (4, BTreeSet::from(["replicas".into()])), "{report:#}");
+    assert_eq!(report["dead_nodes"], serde_json::json!(["n3", "n5"]));
     assert!(report["findings"][0]["path"].as_str().is_some_and(|path| path.starts_with('f')));
 
     let repair = |status: &Value| status["upkeep"]["repair"].clone();
@@ -245,6 +246,8 @@ fn fsck_finds_what_was_planted() {
     let shown = text(&shown.stdout);
     assert!(shown.contains("missing   f") && shown.contains(" left\n"), "{shown}");
 
+    // Who reads there gets what was written, whatever lies there with checksums of its own.
+    assert_eq!(sums(&playground, "n3"), written);
     set_on(&playground, "n3", "repair_rate", "\"64M\"");
     let (exit, report) = fsck(&playground, "n2", "--deep --repair");
     assert!(exit <= 1, "{exit} {report:#}");

@@ -37,6 +37,7 @@ struct Report {
     mended: u64,
     left: u64,
     unchecked_nodes: u64,
+    dead_nodes: Vec<String>,
     unused_chunks: u64,
     unused_bytes: u64,
     findings: Vec<Finding>,
@@ -80,6 +81,7 @@ impl Report {
             mended: reply.mended,
             left: reply.found.saturating_sub(reply.mended).saturating_sub(reply.unchecked),
             unchecked_nodes: reply.unchecked,
+            dead_nodes: reply.dead.clone(),
             unused_chunks: reply.young_garbage,
             unused_bytes: reply.young_garbage_bytes,
             findings: findings.iter().map(Finding::from).collect(),
@@ -110,6 +112,9 @@ impl Report {
         if self.unused_chunks > 0 {
             let (chunks, bytes) = (self.unused_chunks, size(self.unused_bytes));
             lines.push(format!("{chunks} chunks ({bytes}) are not used and will be deleted"));
+        }
+        if !self.dead_nodes.is_empty() {
+            lines.push(format!("not asked, since dead: {}", self.dead_nodes.join(", ")));
         }
         let verdict = match (self.found, self.left + self.unchecked_nodes) {
             (0, _) => out.tone(Tone::Good, "clean"),
@@ -268,13 +273,19 @@ mod tests {
             path: b"d/a\x1b[31m".to_vec(),
             mended: true,
         };
-        let reply = FsckReply { young_garbage: 2, young_garbage_bytes: 10, ..reply(9, 1, 0) };
+        let reply = FsckReply {
+            young_garbage: 2,
+            young_garbage_bytes: 10,
+            dead: vec!["n4".into()],
+            ..reply(9, 1, 0)
+        };
         let report = Report::new(&reply, &[rotten]);
         expect![[r#"
             rotten    d/a?[31m: chunk a.1 on n2: it is damaged (mended)
             ... and 8 more
             checked 7 inodes, 5 chunks, 15 replicas (3.0 MiB)
             2 chunks (10 bytes) are not used and will be deleted
+            not asked, since dead: n4
             9 found, 1 mended, 8 left
         "#]]
         .assert_eq(&report.text(&Output::new(true)));

@@ -469,6 +469,9 @@ pub struct FsckReply {
     pub young_garbage: u64,
     #[prost(uint64, tag = "9")]
     pub young_garbage_bytes: u64,
+    /// The names of nodes that were not asked, since they are dead.
+    #[prost(string, repeated, tag = "10")]
+    pub dead: Vec<String>,
 }
 
 /// `admin.token-create`: root only.

@@ -37,6 +37,9 @@ pub struct GetChunk {
     pub offset: u32,
     #[prost(uint32, tag = "3")]
     pub length: u32,
+    /// The hash that the chunk must have. Empty: any.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hash: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -78,14 +81,14 @@ pub const CHECK_CHUNKS_MAX: usize = 1024;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CheckChunksReply {
     #[prost(message, repeated, tag = "1")]
-    pub flaws: Vec<ChunkFlaw>,
+    pub faults: Vec<ChunkFault>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct ChunkFlaw {
+pub struct ChunkFault {
     #[prost(message, optional, tag = "1")]
     pub chunk: Option<ChunkKey>,
-    #[prost(enumeration = "FlawKind", tag = "2")]
+    #[prost(enumeration = "FaultKind", tag = "2")]
     pub kind: i32,
     /// What was found, as a sentence.
     #[prost(string, tag = "3")]
@@ -97,7 +100,7 @@ pub struct ChunkFlaw {
 /// What is wrong with one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
-pub enum FlawKind {
+pub enum FaultKind {
     Unspecified = 0,
     Missing = 1,
     /// It has another length than the registry knows.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use unum_core::tree::Chunk;
 use unum_net::{Code, Router, Status};
 use unum_proto::file::{
-    CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFlaw, FlawKind, UnknownChunk,
+    CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFault, FaultKind, UnknownChunk,
     UnknownChunks, UnknownChunksReply,
 };
 use unum_proto::ids::{ChunkId, Ino};
@@ -44,24 +44,24 @@ impl Contents {
         if request.chunks.len() > CHECK_CHUNKS_MAX {
             return Err(Status::new(Code::Invalid, "too many chunks in one question"));
         }
-        let mut flaws = Vec::new();
+        let mut faults = Vec::new();
         for named in &request.chunks {
             let (id, chunk) = Chunk::from_proto(Ino(0), named)
                 .map_err(|error| Status::new(Code::Invalid, error.to_string()))?;
-            let Some((kind, what)) = self.flaw(id, &chunk, request.deep).await else { continue };
-            flaws.extend(self.confirm(id, kind, what, request.mend).await?);
+            let Some((kind, what)) = self.fault(id, &chunk, request.deep).await else { continue };
+            faults.extend(self.confirm(id, kind, what, request.mend).await?);
         }
-        Ok(CheckChunksReply { flaws })
+        Ok(CheckChunksReply { faults })
     }
 
-    /// A flaw of what is still wanted here, mended if that is asked for and possible.
+    /// A fault of what is still wanted here, mended if that is asked for and possible.
     async fn confirm(
         &self,
         id: ChunkId,
-        kind: FlawKind,
+        kind: FaultKind,
         mut what: String,
         mend: bool,
-    ) -> Result<Option<ChunkFlaw>, Status> {
+    ) -> Result<Option<ChunkFault>, Status> {
         self.fresh().await.map_err(|error| Status::new(Code::Unavailable, error.to_string()))?;
         if self.wanted_here(id).is_none() {
             return Ok(None);
@@ -76,7 +76,7 @@ impl Contents {
                 }
             },
         };
-        Ok(Some(ChunkFlaw { chunk: Some(id.into()), kind: kind.into(), what, mended }))
+        Ok(Some(ChunkFault { chunk: Some(id.into()), kind: kind.into(), what, mended }))
     }
 
     pub(super) async fn unknown(

@@ -16,11 +16,11 @@ use tokio::time::{Instant, interval, sleep};
 use unum_core::placement::chunks::Place;
 use unum_core::placement::redundancy::{Need, View};
 use unum_core::tree::{Chunk, Kind, ROOT, Tree};
-use unum_net::{CallOptions, Code, Name, Status};
+use unum_net::{CallOptions, Code, Method, Name, Status};
 use unum_proto::admin::fsck_event::Kind as Event;
 use unum_proto::admin::{FindingKind, FsckFinding, FsckProgress, FsckReply, FsckRequest};
 use unum_proto::file::{
-    CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFlaw, FlawKind, UnknownChunks,
+    CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFault, FaultKind, UnknownChunks,
     UnknownChunksReply,
 };
 use unum_proto::ids::{ChunkId, Ino, NodeId};
@@ -36,6 +36,9 @@ const STEP_MAX: usize = CHECK_CHUNKS_MAX;
 const DEEP_STEP_MAX: usize = 64;
 /// How long a node may take to answer a question.
 const QUESTION_TIME_MAX: Duration = Duration::from_secs(300);
+/// How often a node is asked that does not answer.
+const TRIES_MAX: u32 = 5;
+const TRY_PAUSE: Duration = Duration::from_secs(1);
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 /// Chunks that are copied at the same time.
 const COPIES_MAX: usize = 4;
@@ -48,7 +51,7 @@ const SCAN_MAX: usize = 4096;
 struct Member {
     node: NodeId,
     name: String,
-    is_up: bool,
+    is_alive: bool,
 }
 
 /// What has been found so far.
@@ -94,16 +97,20 @@ impl Contents {
     ) -> Result<FsckReply, Status> {
         let unavailable = |error| Status::new(Code::Unavailable, format!("{error}"));
         self.fresh().await.map_err(unavailable)?;
+        let alive = self.parts.replicas.alive();
         let (tree, members) = self.parts.registry.read(|state| {
             let workers = state.nodes().members().filter(|node| node.is_worker());
             let members = workers.map(|node| Member {
                 node: node.id,
                 name: node.name.clone(),
-                is_up: node.is_up(),
+                is_alive: alive.contains(&node.id),
             });
-            (state.tree().clone(), members.collect())
+            (state.tree().clone(), members.collect::<Vec<Member>>())
         });
-        let tally = Mutex::default();
+        let mut tally = Tally::default();
+        let dead = members.iter().filter(|member| !member.is_alive);
+        tally.reply.dead = dead.map(|member| member.name.clone()).collect();
+        let tally = Mutex::new(tally);
         let run = Run { contents: self, request, tree, members, tally };
         tokio::select! {
             done = run.all() => done?,
@@ -126,9 +133,10 @@ impl Run<'_> {
     async fn all(&self) -> Result<(), Status> {
         self.check_tree().await?;
         self.say("checking the nodes' stores");
-        let up: BTreeSet<NodeId> = self.up().map(|member| member.node).collect();
+        let alive: BTreeSet<NodeId> = self.alive().map(|member| member.node).collect();
         let total = self.tree.chunks_after(None);
-        let total = total.map(|(_, c)| c.replicas.iter().filter(|n| up.contains(n)).count() as u64);
+        let total =
+            total.map(|(_, c)| c.replicas.iter().filter(|n| alive.contains(n)).count() as u64);
         let (total, chunks) = (total.sum(), self.tree.usage().chunks);
         {
             let mut tally = locked(&self.tally);
@@ -136,7 +144,7 @@ impl Run<'_> {
             tally.reply.chunks = chunks;
             tally.reply.inodes = self.tree.usage().inodes;
         }
-        join_all(self.up().map(|member| self.check_node(member))).await;
+        join_all(self.alive().map(|member| self.check_node(member))).await;
         self.say("counting replicas");
         if !self.request.repair {
             self.wait_for_copies().await;
@@ -144,8 +152,8 @@ impl Run<'_> {
         self.count_replicas().await
     }
 
-    fn up(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter().filter(|member| member.is_up)
+    fn alive(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.is_alive)
     }
 
     fn say(&self, what: &str) {
@@ -201,8 +209,8 @@ impl Run<'_> {
             let chunks = walk.found.iter().map(|(id, chunk)| chunk.to_proto(*id)).collect();
             let question = CheckChunks { chunks, deep, mend };
             if !question.chunks.is_empty() {
-                for flaw in self.ask_chunks(member.node, question).await?.flaws {
-                    self.add_flaw(member, flaw);
+                for fault in self.ask_chunks(member.node, question).await?.faults {
+                    self.add_fault(member, fault);
                 }
             }
             {
@@ -218,25 +226,25 @@ impl Run<'_> {
         }
     }
 
-    fn add_flaw(&self, member: &Member, flaw: ChunkFlaw) {
-        let kind = match flaw.kind() {
-            FlawKind::Missing => FindingKind::Missing,
-            FlawKind::Length => FindingKind::Length,
-            FlawKind::Rotten | FlawKind::Unspecified => FindingKind::Rotten,
+    fn add_fault(&self, member: &Member, fault: ChunkFault) {
+        let kind = match fault.kind() {
+            FaultKind::Missing => FindingKind::Missing,
+            FaultKind::Length => FindingKind::Length,
+            FaultKind::Rotten | FaultKind::Unspecified => FindingKind::Rotten,
         };
-        let id: ChunkId = flaw.chunk.unwrap_or_default().into();
+        let id: ChunkId = fault.chunk.unwrap_or_default().into();
         let mut tally = locked(&self.tally);
-        if !flaw.mended && tally.bad.len() < FINDINGS_MAX {
+        if !fault.mended && tally.bad.len() < FINDINGS_MAX {
             *tally.bad.entry(id).or_default() += 1;
         }
         tally.add(FsckFinding {
             kind: kind.into(),
-            what: format!("chunk {id} on {}: {}", member.name, flaw.what),
+            what: format!("chunk {id} on {}: {}", member.name, fault.what),
             node: member.name.clone(),
             chunk: id.to_string(),
             ino: self.tree.chunk(id).map_or(0, |chunk| chunk.ino.0),
             path: Vec::new(),
-            mended: flaw.mended,
+            mended: fault.mended,
         });
     }
 
@@ -280,14 +288,10 @@ impl Run<'_> {
         node: NodeId,
         question: CheckChunks,
     ) -> Result<CheckChunksReply, Status> {
-        if node == self.contents.parts.node {
-            return self.contents.check(question).await;
+        match node == self.contents.parts.node {
+            true => self.contents.check(question).await,
+            false => self.ask::<CheckChunksMethod>(node, question).await,
         }
-        let options = CallOptions::within(QUESTION_TIME_MAX).fail_fast();
-        let client = &self.contents.parts.client;
-        let to = Name::Node(node);
-        let asked = client.call::<CheckChunksMethod>(&to, question, &options);
-        asked.await.map_err(|error| Status::new(Code::Unavailable, error.to_string()))
     }
 
     async fn ask_unknown(
@@ -295,14 +299,31 @@ impl Run<'_> {
         node: NodeId,
         question: UnknownChunks,
     ) -> Result<UnknownChunksReply, Status> {
-        if node == self.contents.parts.node {
-            return self.contents.unknown(question).await;
+        match node == self.contents.parts.node {
+            true => self.contents.unknown(question).await,
+            false => self.ask::<UnknownChunksMethod>(node, question).await,
         }
-        let options = CallOptions::within(QUESTION_TIME_MAX).fail_fast();
-        let client = &self.contents.parts.client;
+    }
+
+    /// A connection may just be made anew, or a daemon start again.
+    async fn ask<M: Method>(&self, node: NodeId, question: M::Request) -> Result<M::Reply, Status>
+    where
+        M::Request: Clone,
+    {
         let to = Name::Node(node);
-        let asked = client.call::<UnknownChunksMethod>(&to, question, &options);
-        asked.await.map_err(|error| Status::new(Code::Unavailable, error.to_string()))
+        let client = &self.contents.parts.client;
+        let mut tries = 0;
+        loop {
+            let options = CallOptions::within(QUESTION_TIME_MAX).fail_fast();
+            tries += 1;
+            match client.call::<M>(&to, question.clone(), &options).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if tries >= TRIES_MAX => {
+                    return Err(Status::new(Code::Unavailable, error.to_string()));
+                }
+                Err(_) => sleep(TRY_PAUSE).await,
+            }
+        }
     }
 
     /// A write is acknowledged when enough replicas are durable, and repair makes those that were too

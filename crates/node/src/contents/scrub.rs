@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use unum_core::tree::Chunk;
 use unum_proto::admin;
-use unum_proto::file::FlawKind;
+use unum_proto::file::FaultKind;
 use unum_proto::ids::{ChunkId, NodeId};
 
 use super::{COPY_TIME_MAX, Contents, locked};
@@ -187,7 +187,7 @@ async fn mend_missing(contents: &Contents) {
 
 impl Contents {
     async fn look_after(&self, id: ChunkId, chunk: &Chunk) {
-        if self.flaw(id, chunk, true).await.is_none() {
+        if self.fault(id, chunk, true).await.is_none() {
             locked(&self.unmended).remove(&id);
         } else if let Mended::Later(_) = self.mend(id).await {
             self.parts.replicas.suspect(id);
@@ -195,12 +195,12 @@ impl Contents {
     }
 
     /// What is wrong with this node's replica. `deep` reads all of it, from the disk itself.
-    pub(super) async fn flaw(
+    pub(super) async fn fault(
         &self,
         id: ChunkId,
         chunk: &Chunk,
         deep: bool,
-    ) -> Option<(FlawKind, String)> {
+    ) -> Option<(FaultKind, String)> {
         let store = self.parts.replicas.store();
         let outline = match deep {
             true => store.verify(id).await,
@@ -209,14 +209,16 @@ impl Contents {
         match outline {
             Ok(found) if found.len != chunk.length => {
                 let what = format!("it has {} bytes instead of {}", found.len, chunk.length);
-                Some((FlawKind::Length, what))
+                Some((FaultKind::Length, what))
             }
             Ok(found) if found.hash != chunk.hash => {
-                Some((FlawKind::Rotten, "its content is another one than was written".into()))
+                Some((FaultKind::Rotten, "its content is another one than was written".into()))
             }
             Ok(_) => None,
-            Err(ChunkError::NotFound { .. }) => Some((FlawKind::Missing, "it is not there".into())),
-            Err(error) => Some((FlawKind::Rotten, error.to_string())),
+            Err(ChunkError::NotFound { .. }) => {
+                Some((FaultKind::Missing, "it is not there".into()))
+            }
+            Err(error) => Some((FaultKind::Rotten, error.to_string())),
         }
     }
 
@@ -229,7 +231,7 @@ impl Contents {
             locked(&self.unmended).remove(&id);
             return Mended::Nothing;
         };
-        let Some((_, what)) = self.flaw(id, &chunk, true).await else {
+        let Some((_, what)) = self.fault(id, &chunk, true).await else {
             locked(&self.unmended).remove(&id);
             return Mended::Nothing;
         };

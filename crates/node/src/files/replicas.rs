@@ -269,7 +269,7 @@ impl Replicas {
     ) -> Result<Bytes, ContentError> {
         let mut failed = None;
         for node in self.nearest_first(from) {
-            match self.read(id, &[node], 0, chunk.length, deadline).await {
+            match self.read(id, &chunk.hash, &[node], 0, chunk.length, deadline).await {
                 Ok(data) if *blake3::hash(&data).as_bytes() == chunk.hash => return Ok(data),
                 Ok(_) => {
                     let why = format!("{node}: its hash does not match");
@@ -288,16 +288,18 @@ impl Replicas {
         }))
     }
 
-    /// Reads a part of a chunk from the first of its nodes that has it: this one before others.
+    /// Reads a part of a chunk from the first of its nodes that has it: this one before others. A
+    /// node that has another content under this id has damaged content.
     pub async fn read(
         &self,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         replicas: &[NodeId],
         offset: u32,
         length: u32,
         deadline: Instant,
     ) -> Result<Bytes, ContentError> {
-        let result = self.try_read(chunk, replicas, offset, length, deadline).await;
+        let result = self.try_read(chunk, hash, replicas, offset, length, deadline).await;
         // A pause for the caller, who looks at the registry again: the replicas may be others now.
         if matches!(result, Err(ContentError::Unreached { .. })) {
             sleep_until(deadline.min(Instant::now() + RETRY_PAUSE)).await;
@@ -308,6 +310,7 @@ impl Replicas {
     async fn try_read(
         &self,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         replicas: &[NodeId],
         offset: u32,
         length: u32,
@@ -317,7 +320,7 @@ impl Replicas {
         let mut undecided = false;
         for node in self.nearest_first(replicas) {
             let until = deadline.min(Instant::now() + READ_TRY);
-            match self.read_from(node, chunk, offset, length, until).await {
+            match self.read_from(node, chunk, hash, offset, length, until).await {
                 Ok(data) if data.len() == length as usize => return Ok(data),
                 Ok(data) => why = format!("{node} sent {} of {length} bytes", data.len()),
                 Err(status) => {
@@ -341,14 +344,16 @@ impl Replicas {
         &self,
         node: NodeId,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         offset: u32,
         length: u32,
         deadline: Instant,
     ) -> Result<Bytes, Status> {
         if node == self.shared.node {
-            return self.shared.read_here(chunk, offset, length).await;
+            return self.shared.read_here(chunk, Some(*hash), offset, length).await;
         }
-        let request = GetChunk { chunk: Some(chunk.into()), offset, length };
+        let hash = Bytes::copy_from_slice(hash);
+        let request = GetChunk { chunk: Some(chunk.into()), offset, length, hash };
         let options = CallOptions::until(deadline).fail_fast();
         let to = Name::Node(node);
         let call = self.shared.client.call::<GetChunkMethod>(&to, request, &options);
@@ -373,8 +378,14 @@ impl Replicas {
 }
 
 impl Shared {
-    async fn read_here(&self, chunk: ChunkId, offset: u32, length: u32) -> Result<Bytes, Status> {
-        let read = self.store.get(chunk, offset.into(), length as usize).await;
+    async fn read_here(
+        &self,
+        chunk: ChunkId,
+        hash: Option<[u8; HASH_SIZE]>,
+        offset: u32,
+        length: u32,
+    ) -> Result<Bytes, Status> {
+        let read = self.store.get_known(chunk, hash, offset.into(), length as usize).await;
         if let Err(ChunkError::Rotten { .. } | ChunkError::NotFound { .. }) = &read {
             self.suspect(chunk);
         }
@@ -411,7 +422,14 @@ async fn serve_get(shared: Arc<Shared>, request: GetChunk) -> Result<GetChunkRep
     if request.length as usize > CHUNK_SIZE_MAX {
         return Err(Status::new(Code::Invalid, "more than a chunk holds"));
     }
-    Ok(GetChunkReply { data: shared.read_here(id, request.offset, request.length).await? })
+    let hash = match request.hash.is_empty() {
+        true => None,
+        false => {
+            let hash = request.hash.as_ref().try_into();
+            Some(hash.map_err(|_| Status::new(Code::Invalid, "a hash of another length"))?)
+        }
+    };
+    Ok(GetChunkReply { data: shared.read_here(id, hash, request.offset, request.length).await? })
 }
 
 fn store_status(error: &ChunkError) -> Status {

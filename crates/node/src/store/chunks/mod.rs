@@ -307,15 +307,29 @@ impl ChunkStore {
 
     /// Exactly `len` bytes of the chunk from `offset` on, checked.
     pub fn get(&self, chunk: ChunkId, offset: u64, len: usize) -> Result<Bytes, ChunkError> {
+        self.get_known(chunk, None, offset, len)
+    }
+
+    /// The same of a chunk whose hash is known: content that was put under another is rotten.
+    pub fn get_known(
+        &self,
+        chunk: ChunkId,
+        known: Option<&[u8; 32]>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, ChunkError> {
         let (place, salt, file) = self.find(chunk)?;
         let end = offset.saturating_add(len as u64);
         if end > u64::from(place.len) {
             return Err(ChunkError::OutOfRange { chunk, offset, len, size: place.len });
         }
         let head = self.head(chunk, &place, salt, &*file)?;
-        let Body::Put { blocks, .. } = &head.body else {
+        let Body::Put { blocks, hash, .. } = &head.body else {
             return Err(self.mark_rotten(chunk, &place, &*file));
         };
+        if known.is_some_and(|known| known != hash) {
+            return Err(self.mark_rotten(chunk, &place, &*file));
+        }
         let first = offset as usize / CHUNK_BLOCK_BYTES;
         let from = first * CHUNK_BLOCK_BYTES;
         let to = (end as usize).next_multiple_of(CHUNK_BLOCK_BYTES).min(place.len as usize);

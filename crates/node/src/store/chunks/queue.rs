@@ -97,6 +97,18 @@ impl ChunkQueue {
         Ok(self.store.list_one(chunk).is_none())
     }
 
+    /// The same of a chunk whose hash is known: content that was put under another is rotten.
+    pub async fn get_known(
+        &self,
+        chunk: ChunkId,
+        known: Option<[u8; 32]>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.get_known(chunk, known.as_ref(), offset, len)).await
+    }
+
     /// Length and hash of a chunk as its head tells them; the content is not read.
     pub async fn outline(&self, chunk: ChunkId) -> Result<Outline, ChunkError> {
         let store = self.store.clone();

@@ -126,6 +126,11 @@ fn outlines_tell_what_content_should_be() {
     let outline = Outline { len: 150_000, hash: *blake3::hash(&content(1, 150_000)).as_bytes() };
     assert_eq!(store.outline(id(1)), Ok(outline));
     assert_eq!(store.verify(id(1)), Ok(outline));
+    assert_eq!(store.get_known(id(1), Some(&outline.hash), 9, 5), store.get(id(1), 9, 5));
+    put(&store, 3, 1000).unwrap();
+    let another = store.get_known(id(3), Some(&outline.hash), 9, 5);
+    assert!(matches!(another, Err(ChunkError::Rotten { .. })), "{another:?}");
+    put(&store, 3, 1001).unwrap();
     assert!(sim.rot(SEGMENT, 64 + 100 + 100_000, 1));
     assert_eq!(store.outline(id(1)), Ok(outline));
     assert!(matches!(store.verify(id(1)), Err(ChunkError::Rotten { .. })));
