@@ -21,7 +21,7 @@ mod repair;
 mod scrub;
 mod survey;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -102,8 +102,9 @@ pub struct Contents {
     scrubbed: Mutex<scrub::Record>,
     /// Protects what is known of the age of chunks. Never held across an await.
     ages: Mutex<garbage::Ages>,
-    /// Protects the chunks here that could not be mended. Never held across an await.
-    unmended: Mutex<BTreeSet<ChunkId>>,
+    /// Protects the chunks here of which no node has a good replica, and when that was found out
+    /// last. Never held across an await.
+    unmended: Mutex<BTreeMap<ChunkId, Instant>>,
 }
 
 impl Contents {
@@ -140,7 +141,7 @@ impl Contents {
     pub fn standing(&self) -> admin::Upkeep {
         let (repair, moving, without_source) = locked(&self.surveyed).standing();
         let total = self.parts.replicas.store().store().usage().map(|usage| usage.live_bytes);
-        let unmended = locked(&self.unmended).len() as u64;
+        let unmended = self.count_unmended();
         let scrub = locked(&self.scrubbed).standing(total.unwrap_or(0), unmended);
         admin::Upkeep { repair, moving, chunks_without_source: without_source, scrub: Some(scrub) }
     }

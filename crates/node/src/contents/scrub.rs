@@ -9,6 +9,7 @@
 //! The record of the scrub is a small file that is written now and then. Where it is lost, or older
 //! than the truth, a part is read twice.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,6 +32,9 @@ const LOOK_PAUSE: Duration = Duration::from_secs(60);
 const RECORD_PERIOD: Duration = Duration::from_secs(30);
 /// Pause before what could not be mended, because no other node answered, is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// Reads come upon what cannot be mended time and again, those of the other nodes' mending among
+/// them: it is looked at so often at most.
+const GIVEN_UP_PAUSE: Duration = Duration::from_secs(600);
 /// Chunks remembered that could not be mended; the next scrub finds the others.
 const UNMENDED_MAX: usize = 1 << 16;
 
@@ -149,7 +153,7 @@ pub(super) async fn mend_suspects(contents: Arc<Contents>) {
     loop {
         let suspects = contents.parts.replicas.suspects().await;
         let mut later = Vec::new();
-        for id in suspects {
+        for id in suspects.into_iter().filter(|id| !contents.is_given_up(*id)) {
             if let Mended::Later(why) = contents.mend(id).await {
                 tracing::warn!(chunk = %id, why, "a damaged replica is mended later");
                 later.push(id);
@@ -235,15 +239,15 @@ impl Contents {
             locked(&self.unmended).remove(&id);
             return Mended::Nothing;
         };
-        tracing::warn!(chunk = %id, what, "a replica here is damaged");
+        tracing::debug!(chunk = %id, what, "a replica here is damaged");
         let outcome = self.replace(id, &chunk).await;
-        self.count(id, &outcome);
+        let is_new = self.count(id, &outcome);
         match &outcome {
-            Mended::Never(why) => {
+            Mended::Never(why) if is_new => {
                 tracing::error!(chunk = %id, ino = %chunk.ino, why, "a replica cannot be mended");
             }
-            Mended::Done => tracing::info!(chunk = %id, "mended"),
-            Mended::Later(_) | Mended::Nothing => {}
+            Mended::Done => tracing::warn!(chunk = %id, what, "a bad replica here was mended"),
+            Mended::Later(_) | Mended::Never(_) | Mended::Nothing => {}
         }
         outcome
     }
@@ -279,17 +283,36 @@ impl Contents {
         }
     }
 
-    fn count(&self, id: ChunkId, outcome: &Mended) {
+    /// Counts what came of a bad replica; tells whether it was not known to be bad.
+    fn count(&self, id: ChunkId, outcome: &Mended) -> bool {
         let mut unmended = locked(&self.unmended);
         let is_new = match outcome {
-            Mended::Done => !unmended.remove(&id),
-            Mended::Never(_) => unmended.len() < UNMENDED_MAX && unmended.insert(id),
-            Mended::Later(_) | Mended::Nothing => return,
+            Mended::Done => unmended.remove(&id).is_none(),
+            Mended::Never(_) if unmended.len() >= UNMENDED_MAX => !unmended.contains_key(&id),
+            Mended::Never(_) => unmended.insert(id, Instant::now()).is_none(),
+            Mended::Later(_) | Mended::Nothing => return false,
         };
         drop(unmended);
         let mut record = locked(&self.scrubbed);
         record.found += u64::from(is_new);
         record.mended += u64::from(*outcome == Mended::Done);
+        is_new
+    }
+
+    /// Whether there is no good replica of this chunk, as far as was found out lately.
+    fn is_given_up(&self, id: ChunkId) -> bool {
+        let tried = locked(&self.unmended).get(&id).copied();
+        tried.is_some_and(|at| at.elapsed() < GIVEN_UP_PAUSE)
+    }
+
+    /// Forgets those that nobody wants any more.
+    pub(super) fn count_unmended(&self) -> u64 {
+        let known: Vec<ChunkId> = locked(&self.unmended).keys().copied().collect();
+        let unwanted: BTreeSet<ChunkId> =
+            known.into_iter().filter(|id| self.wanted_here(*id).is_none()).collect();
+        let mut unmended = locked(&self.unmended);
+        unmended.retain(|id, _| !unwanted.contains(id));
+        unmended.len() as u64
     }
 
     fn write_record(&self) {
