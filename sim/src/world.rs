@@ -597,6 +597,9 @@ fn describe(call: &Call) -> String {
         Call::Snapshot(piece) => format!("snapshot from {} on", piece.offset),
         Call::Propose(request) => format!("propose {}", request.proposals.len()),
         Call::Barrier(_) => "barrier?".to_owned(),
+        Call::Stable(request) => {
+            format!("confirmed {}, {} stable?", request.confirmed, request.index)
+        }
         Call::Roll(_) => "how far?".to_owned(),
     }
 }

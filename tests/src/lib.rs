@@ -6,6 +6,7 @@
 pub mod actor;
 mod census;
 mod cluster;
+pub mod coherence;
 
 pub use census::Census;
 pub use cluster::{cannot_run_daemons, word};

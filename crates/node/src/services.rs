@@ -57,7 +57,7 @@ pub enum ServiceError {
     Chunks(#[from] ChunkError),
     #[error("a thread for the chunk store cannot be started: {0}")]
     Thread(std::io::Error),
-    #[error("the journal of open files in {path} cannot be read: {error}")]
+    #[error("the lists of open and cached files in {path} cannot be read: {error}")]
     Handles { path: PathBuf, error: std::io::Error },
 }
 
@@ -158,6 +158,9 @@ impl Services {
             files::start_upkeep(files, self.cluster.clone(), &self.client, &self.tasks);
             match connection.serve(files.clone(), &tokio::runtime::Handle::current()) {
                 Ok(mounted) => {
+                    let files = files.clone();
+                    let keeping = async move { files.keep_caches().await };
+                    self.tasks.spawn_lasting("caches", until(self.tasks.stop(), keeping));
                     *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
                 }
                 Err(error) => tracing::error!(%error, "the file tree cannot be served"),
@@ -187,7 +190,10 @@ impl Services {
     }
 
     /// Stops answering; mount and programs wait for the next daemon.
-    pub fn leave(&self) {
+    pub async fn leave(&self) {
+        if let Some(files) = &self.files {
+            files.empty_caches().await;
+        }
         if let Some(mounted) = self.take_mounted() {
             mounted.leave();
         }
@@ -305,10 +311,13 @@ fn make_files(
         mount_lane: connection.lane,
         proposer: Proposer::new(plan.registry.clone()),
         patience: plan.settings.file_patience,
+        notifier: connection.notifier(),
     };
-    let path = plan.settings.run_dir.join("handles");
-    Files::new(parts, &path, connection.fresh)
-        .map_err(|error| ServiceError::Handles { path, error })
+    let run_dir = &plan.settings.run_dir;
+    let (handles, trusted) = (run_dir.join("handles"), run_dir.join("trusted"));
+    let kept = files::Kept { handles: &handles, trusted: &trusted };
+    Files::new(parts, &kept, connection.fresh)
+        .map_err(|error| ServiceError::Handles { path: run_dir.clone(), error })
 }
 
 async fn until(stop: Stop, work: impl Future<Output = ()>) {

@@ -627,6 +627,9 @@ pub struct AppendRequest {
     pub leader_commit: Option<LogId>,
     #[prost(message, repeated, tag = "4")]
     pub entries: Vec<Entry>,
+    /// A mark of the receiver that the leader brings back: its read lease is renewed.
+    #[prost(message, optional, tag = "5")]
+    pub renewal: Option<LeaseMark>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -639,6 +642,44 @@ pub struct AppendReply {
     /// With `HigherVote`.
     #[prost(message, optional, tag = "3")]
     pub vote: Option<Vote>,
+    /// The sender wants a read lease.
+    #[prost(message, optional, tag = "4")]
+    pub mark: Option<LeaseMark>,
+    /// With a mark: the entries up to this one are applied, and no cache shows what was before them.
+    #[prost(uint64, tag = "5")]
+    pub confirmed: u64,
+}
+
+/// A reading of the clock of a node that wants a read lease.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct LeaseMark {
+    /// Which life of the node's caches; later ones have larger numbers.
+    #[prost(fixed64, tag = "1")]
+    pub life: u64,
+    /// Nanoseconds since a moment of the node's own.
+    #[prost(fixed64, tag = "2")]
+    pub at_ns: u64,
+}
+
+/// Tells the leader how far a node has confirmed the log, and asks to be told when the log is stable
+/// up to an entry: when no holder of a read lease can show what was before it.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StableRequest {
+    #[prost(fixed64, tag = "1")]
+    pub life: u64,
+    #[prost(uint64, tag = "2")]
+    pub confirmed: u64,
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StableReply {
+    #[prost(enumeration = "ShellOutcome", tag = "1")]
+    pub outcome: i32,
+    /// With `Ok`: the log is stable up to here. It may be less than what was asked for: ask again.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]

@@ -43,7 +43,7 @@ pub use tokens::{Token, TokenHash, Tokens, role_name};
 pub use values::{Value, Values};
 
 use crate::time::Time;
-use crate::tree::{Chunk, Tree};
+use crate::tree::{Change, Chunk, Tree};
 use replies::Recalled;
 
 /// Everything that the cluster agrees on.
@@ -107,6 +107,11 @@ impl State {
         &self.tree
     }
 
+    /// What the last log entry changed in the file tree.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.tree.take_changes()
+    }
+
     pub fn history(&self) -> History {
         self.history
     }
@@ -124,6 +129,7 @@ impl State {
         // A new leader's clock may lag behind the former one's: time never goes back.
         self.time = self.time.max(Time(batch.time_ns));
         let now = self.time;
+        self.tree.take_changes();
         batch.proposals.iter().map(|proposal| self.execute_one(now, proposal)).collect()
     }
 

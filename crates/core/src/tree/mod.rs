@@ -41,6 +41,7 @@
 //! See [`locks`].
 
 mod attributes;
+mod changes;
 mod check;
 mod chunks;
 mod content;
@@ -64,6 +65,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Attributes, Done, InodeReply, TreeCommand, TreeReply, Waiter};
 
+pub use changes::{Change, What};
 pub use chunks::{Chunk, Hash, Lacking, Walk};
 pub use content::Seek;
 pub use directory::{COOKIE_FIRST, COOKIE_PARENT, COOKIE_SELF, Entry};
@@ -74,6 +76,7 @@ pub use snapshot::{SnapshotError, TreeLoader};
 
 use crate::limits;
 use crate::time::Time;
+use changes::Changes;
 use chunks::ChunkTable;
 use directory::Directory;
 use inode::Body;
@@ -92,6 +95,8 @@ pub struct Tree {
     locks: Locks,
     /// Bytes that all inodes have allocated.
     allocated: u64,
+    /// What the commands since the last look at it changed. No part of what a snapshot holds.
+    changes: Changes,
 }
 
 /// Numbers for statfs. What the disks can take is known to the shells only.
@@ -144,6 +149,7 @@ impl Tree {
             orphans: Orphans::default(),
             locks: Locks::default(),
             allocated: 0,
+            changes: Changes::default(),
         }
     }
 
@@ -151,6 +157,7 @@ impl Tree {
     /// time of the log entry.
     pub fn apply(&mut self, now: Time, node: NodeId, command: &TreeCommand) -> TreeReply {
         let mut granted = Vec::new();
+        self.changes.by(node);
         let outcome = self
             .dispatch(now, node, command, &mut granted)
             .unwrap_or_else(|error| Outcome::Failed(error.code() as i32));
@@ -206,7 +213,9 @@ impl Tree {
         self.inodes.get(&ino).map(AsRef::as_ref).ok_or(TreeError::Stale)
     }
 
+    /// For changes that somebody can see.
     fn inode_mut(&mut self, ino: Ino) -> Result<&mut Inode, TreeError> {
+        self.changes.inode(ino);
         self.inodes.get_mut(&ino).map(Arc::make_mut).ok_or(TreeError::Stale)
     }
 
@@ -269,6 +278,11 @@ impl Tree {
             stored: self.chunks.stored(),
             name_length_max: limits::NAME_LENGTH_MAX as u32,
         }
+    }
+
+    /// What the commands since the last call changed, for whoever keeps copies of what the tree says.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.changes.take()
     }
 
     pub fn locks(&self) -> &Locks {

@@ -233,18 +233,21 @@ impl Tree {
 
     /// From here on nothing fails: the callers have looked everything up.
     fn add_name(&mut self, now: Time, parent: Ino, name: &[u8], ino: Ino, kind: Kind) {
+        self.changes.name(parent, name);
         self.change_directory(now, parent, 0, links(kind), |directory| {
             directory.insert(name, ino, kind);
         });
     }
 
     fn remove_name(&mut self, now: Time, parent: Ino, name: &[u8], kind: Kind) {
+        self.changes.name(parent, name);
         self.change_directory(now, parent, links(kind), 0, |directory| {
             directory.remove(name);
         });
     }
 
     fn replace_name(&mut self, now: Time, parent: Ino, name: &[u8], old: Kind, new: Entry) {
+        self.changes.name(parent, name);
         self.change_directory(now, parent, links(old), links(new.kind), |directory| {
             directory.replace(name, new.ino, new.kind);
         });

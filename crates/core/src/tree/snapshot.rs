@@ -226,8 +226,11 @@ impl TreeLoader {
         if !self.ended {
             return Err(SnapshotError::Truncated(self.records));
         }
-        let faults = self.tree.check();
-        if faults.is_empty() { Ok(self.tree) } else { Err(SnapshotError::Inconsistent(faults)) }
+        let mut tree = self.tree;
+        // What was read is no change.
+        tree.take_changes();
+        let faults = tree.check();
+        if faults.is_empty() { Ok(tree) } else { Err(SnapshotError::Inconsistent(faults)) }
     }
 
     fn put(&mut self, record: &Record) -> Result<(), TreeError> {

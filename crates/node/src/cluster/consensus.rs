@@ -21,6 +21,8 @@ unum_net::methods! {
         wire::ProposeRequest => wire::ProposeReply;
     pub Barrier = "registry.barrier", Control, idempotent,
         wire::BarrierRequest => wire::BarrierReply;
+    pub Stable = "registry.stable", Control, idempotent,
+        wire::StableRequest => wire::StableReply;
     pub Roll = "registry.roll", Control, idempotent, wire::RollRequest => wire::RollReply;
 }
 
@@ -58,6 +60,9 @@ impl Transport for NetTransport {
                 }
                 Call::Barrier(request) => {
                     ask::<Barrier>(&client, to, request, within).await.map(Answer::Barrier)
+                }
+                Call::Stable(request) => {
+                    ask::<Stable>(&client, to, request, within).await.map(Answer::Stable)
                 }
                 Call::Roll(request) => {
                     ask::<Roll>(&client, to, request, within).await.map(Answer::Roll)
@@ -108,6 +113,10 @@ pub fn routes(registry: Registry) -> Router {
     });
     router = on::<Propose>(router, &registry, Call::Propose, |answer| match answer {
         Answer::Propose(reply) => Some(reply),
+        _ => None,
+    });
+    router = on::<Stable>(router, &registry, Call::Stable, |answer| match answer {
+        Answer::Stable(reply) => Some(reply),
         _ => None,
     });
     router = on::<Roll>(router, &registry, Call::Roll, |answer| match answer {

@@ -32,21 +32,22 @@ impl Proposer {
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
         let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
-        propose_as(&self.registry, id, kind, Instant::now() + within).await
+        let deadline = Instant::now() + within;
+        propose_as(&self.registry, id, kind, deadline).await.map(|(reply, _)| reply)
     }
 }
 
-/// The same under a request id of the caller's. What is fenced is not remembered: it goes out again
-/// under the same id.
+/// The same under a request id of the caller's, with the index of a log entry at or behind the
+/// command. What is fenced is not remembered: it goes out again under the same id.
 pub async fn propose_as(
     registry: &Registry,
     id: RequestId,
     kind: command::Kind,
     deadline: Instant,
-) -> Result<reply::Kind, RegistryError> {
+) -> Result<(reply::Kind, u64), RegistryError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match registry.propose_within(id, kind.clone(), left).await {
+        match registry.propose_indexed(id, kind.clone(), left).await {
             Err(RegistryError::Fenced { .. })
                 if !names_epoch(&kind) && Instant::now() + FENCED_PAUSE < deadline =>
             {

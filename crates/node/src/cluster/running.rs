@@ -180,7 +180,7 @@ impl Running {
     pub async fn stop(self, ending: Ending) {
         match ending {
             Ending::Node => self.parts.services.end().await,
-            Ending::Daemon => self.parts.services.leave(),
+            Ending::Daemon => self.parts.services.leave().await,
         }
         let _ = tokio::time::timeout(TRANSFER_TIME_MAX, give_up_leadership(&self.parts)).await;
         self.parts.tasks.shutdown().await;

@@ -16,9 +16,6 @@ use unum_sys::fuse::{
 use super::Call;
 use super::errno::FileError;
 
-/// How long the kernel may trust names and attributes: not beyond the call that fetched them.
-pub(super) const ATTRIBUTES_TTL: Duration = Duration::ZERO;
-
 /// What `st_blksize` says, in bytes. C's stdio buffers that much, and each of its writes is a
 /// commit.
 const BLOCK_SIZE: u32 = 128 << 10;
@@ -31,25 +28,30 @@ const STATX_FILLED: u32 = 0x0fff;
 const REFUSED_XATTRS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 impl Call<'_> {
-    pub(super) async fn getattr(&self) -> Result<Attr, FileError> {
-        Ok(attr(&self.attributes().await?))
+    /// With how long the kernel may keep them.
+    pub(super) async fn getattr(&self) -> Result<(Attr, Duration), FileError> {
+        let (attributes, ttl) = self.attributes().await?;
+        Ok((attr(&attributes), ttl))
     }
 
     pub(super) async fn statx(&self) -> Result<Statx, FileError> {
-        let attributes = self.attributes().await?;
+        let (attributes, ttl) = self.attributes().await?;
         Ok(Statx {
             mask: STATX_FILLED,
             attributes: 0,
             attributes_mask: 0,
             attr: attr(&attributes),
             btime: fuse_time(attributes.btime),
-            attr_ttl: ATTRIBUTES_TTL,
+            attr_ttl: ttl,
         })
     }
 
-    async fn attributes(&self) -> Result<Attributes, FileError> {
-        self.fresh().await?;
-        Ok(self.look(|tree| tree.attributes(self.ino))?)
+    async fn attributes(&self) -> Result<(Attributes, Duration), FileError> {
+        let seen = self.see_own(|tree| {
+            let ttl = self.files.caches.trust_attributes(tree, self.ino);
+            tree.attributes(self.ino).map(|attributes| (attributes, ttl))
+        });
+        Ok(seen.await??)
     }
 
     pub(super) async fn setattr(&self, set: SetAttr) -> Result<Attr, FileError> {
@@ -63,12 +65,12 @@ impl Call<'_> {
             mtime: set.mtime.map(new_time),
             kill_privileges: set.kill_suidgid,
         };
-        Ok(attr(&self.inode_change(Command::SetAttributes(command)).await?))
+        Ok(attr(&self.inode_change(Command::SetAttributes(command), self.ino).await?))
     }
 
     pub(super) async fn truncate(&self, ino: Ino) -> Result<Attributes, FileError> {
         let command = SetAttributes { ino: ino.0, size: Some(0), ..SetAttributes::default() };
-        self.inode_change(Command::SetAttributes(command)).await
+        self.inode_change(Command::SetAttributes(command), ino).await
     }
 
     pub(super) async fn setxattr(
@@ -86,34 +88,31 @@ impl Call<'_> {
         };
         let ino = self.ino.0;
         let command = SetXattr { ino, name: name.into(), value, mode: mode as i32 };
-        self.change(Command::SetXattr(command)).await.map(drop)
+        self.change_seen(Command::SetXattr(command), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn removexattr(&self, name: Vec<u8>) -> Result<(), FileError> {
         check_xattr(&name)?;
         let command = RemoveXattr { ino: self.ino.0, name: name.into() };
-        self.change(Command::RemoveXattr(command)).await.map(drop)
+        self.change_seen(Command::RemoveXattr(command), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn getxattr(&self, name: &[u8], size: u32) -> Result<Vec<u8>, FileError> {
         check_xattr(name)?;
-        self.fresh().await?;
-        let value = self.look(|tree| tree.xattr(self.ino, name).map(<[u8]>::to_vec))?;
-        fits(value, size)
+        let value = self.see_own(|tree| tree.xattr(self.ino, name).map(<[u8]>::to_vec)).await?;
+        fits(value?, size)
     }
 
     pub(super) async fn listxattr(&self, size: u32) -> Result<Vec<u8>, FileError> {
-        self.fresh().await?;
-        let names = self.look(|tree| {
+        let names = self.see_own(|tree| {
             let names = tree.xattr_names(self.ino)?;
             Ok::<_, FileError>(names.flat_map(|name| [name, b"\0"]).flatten().copied().collect())
-        })?;
-        fits(names, size)
+        });
+        fits(names.await??, size)
     }
 
     pub(super) async fn statfs(&self) -> Result<StatFs, FileError> {
-        self.fresh().await?;
-        let usage = self.look(|tree| tree.usage());
+        let usage = self.see_own(|tree| tree.usage()).await?;
         let space = self.files.replicas().store().store().usage().map_err(|_| Errno::IO)?.disk;
         let free = space.free_bytes / STATFS_BLOCK_SIZE;
         Ok(StatFs {

@@ -108,8 +108,7 @@ impl Call<'_> {
     pub(super) async fn read(&self, offset: u64, size: u32) -> Result<Bytes, FileError> {
         let mut plans = 0;
         loop {
-            self.fresh().await?;
-            let plan = self.look(|tree| Plan::of(tree, self.ino, offset, size.into()))?;
+            let plan = self.see_own(|tree| Plan::of(tree, self.ino, offset, size.into())).await??;
             plans += 1;
             match plan.fetch(self.files, self.deadline).await {
                 Err(ContentError::Unreached { .. }) if Instant::now() < self.deadline => {}
@@ -139,7 +138,13 @@ impl Call<'_> {
             if_version: None,
             relayout: false,
         };
-        let Outcome::Written(written) = self.change(Command::Write(command)).await? else {
+        // Pages that the kernel writes back are locked, and who wants them elsewhere may wait for
+        // them: their program asks for more by fsync or msync.
+        let outcome = match write.cached {
+            true => self.change(Command::Write(command)).await,
+            false => self.change_seen(Command::Write(command), [self.ino; 2]).await,
+        };
+        let Outcome::Written(written) = outcome? else {
             return Err(FileError::Strange);
         };
         self.files.note_ragged(self.ino, written.base + start);
@@ -168,8 +173,7 @@ impl Call<'_> {
             libc::SEEK_HOLE => Seek::Hole,
             _ => return Err(Errno::INVAL.into()),
         };
-        self.fresh().await?;
-        Ok(self.look(|tree| tree.seek(self.ino, offset, what))?)
+        Ok(self.see_own(|tree| tree.seek(self.ino, offset, what)).await??)
     }
 
     pub(super) async fn fallocate(
@@ -193,7 +197,13 @@ impl Call<'_> {
             keep_size,
             kill_privileges: false,
         };
-        self.change(Command::Fallocate(command)).await.map(drop)
+        self.change_seen(Command::Fallocate(command), [self.ino; 2]).await.map(drop)
+    }
+
+    /// What calls changed was durable when they returned; what the kernel wrote back by itself is
+    /// seen by all when this returns.
+    pub(super) async fn fsync(&self) -> Result<(), FileError> {
+        self.files.settled(&[self.ino], self.deadline).await
     }
 }
 

@@ -1,8 +1,8 @@
 //! The file tree as programs see it: the kernel's calls on `/unum`, answered from the registry and
 //! the chunks.
 //!
-//! Every call that reads passes a read barrier and then looks at the local copy of the registry;
-//! every call that changes something is one registry command, whose request id is made of the FUSE
+//! A call that reads looks at the local copy of the registry, under a read lease or behind a barrier; a
+//! call that changes something is one registry command, answered when no node shows what was before it, whose request id is made of the FUSE
 //! connection and the kernel's number of the call. So a call that a dead daemon had carried out and
 //! not answered gets its first answer from the next daemon, and is not carried out twice.
 //!
@@ -10,13 +10,15 @@
 //! - `operations`: from each kernel call to one method here
 //! - `namespace`, `attributes`, `content`, `locks`: the methods, by what they touch
 //! - `handles`: the open files, kept across daemons
+//! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
 //! - `upkeep`: orphans, leftover locks, ragged files
 //!
 //! Leaves out on purpose: permission checks (the kernel makes them, `default_permissions`) and
-//! caches beyond the kernel's own, which trusts nothing for longer than one call.
+//! caches beyond the kernel's own.
 
 mod attributes;
+mod caches;
 mod content;
 pub mod errno;
 mod handles;
@@ -38,9 +40,11 @@ use unum_core::tree::Tree;
 use unum_proto::ids::{Ino, Lane, NodeId, RequestId};
 use unum_proto::registry::{command, reply};
 use unum_proto::tree::{TreeCommand, tree_command, tree_reply};
+use unum_sys::fuse::Notifier;
 
 use crate::cluster::proposer::{Proposer, propose_as};
 use crate::registry::Registry;
+use caches::Caches;
 use errno::FileError;
 use handles::Handles;
 use locks::LockOwners;
@@ -62,6 +66,16 @@ pub struct Parts {
     pub proposer: Proposer,
     /// How long a call waits for a majority or a replica before it fails.
     pub patience: Duration,
+    /// Of the FUSE connection.
+    pub notifier: Notifier,
+}
+
+/// Files that the service keeps where a daemon's death does not reach, but a machine's does.
+pub struct Kept<'a> {
+    /// The journal of open files.
+    pub handles: &'a Path,
+    /// What the kernel may cache.
+    pub trusted: &'a Path,
 }
 
 /// The file service of a node.
@@ -69,6 +83,7 @@ pub struct Files {
     parts: Parts,
     /// Protects the open files and their journal. Never held across an await.
     handles: Mutex<Handles>,
+    caches: Arc<Caches>,
     /// Protects the set of lock owners of this node. Never held across an await.
     lock_owners: Mutex<LockOwners>,
     /// Protects the list of places in files whose extents want merging. Never held across an await.
@@ -76,14 +91,28 @@ pub struct Files {
 }
 
 impl Files {
-    /// `handles_path`: the journal of open files; `fresh`: the mount is new.
-    pub fn new(parts: Parts, handles_path: &Path, fresh: bool) -> std::io::Result<Arc<Self>> {
+    /// `fresh`: the mount is new.
+    pub fn new(parts: Parts, kept: &Kept<'_>, fresh: bool) -> std::io::Result<Arc<Self>> {
+        let (registry, notifier) = (parts.registry.clone(), parts.notifier.clone());
+        let caches = Caches::new(parts.node, registry, notifier, kept.trusted)?;
         Ok(Arc::new(Self {
             parts,
-            handles: Mutex::new(Handles::restore(handles_path, fresh)?),
+            caches,
+            handles: Mutex::new(Handles::restore(kept.handles, fresh)?),
             lock_owners: Mutex::default(),
             ragged: Mutex::default(),
         }))
+    }
+
+    /// Keeps the kernel's caches true, once the kernel's calls are answered. Ends when the caller
+    /// drops it.
+    pub async fn keep_caches(&self) {
+        self.caches.clone().keep_true().await;
+    }
+
+    /// Empties the kernel's caches before nobody keeps them true any more.
+    pub async fn empty_caches(&self) {
+        self.caches.retire().await;
     }
 
     pub fn replicas(&self) -> &Replicas {
@@ -108,6 +137,36 @@ impl Files {
     /// Returns once everything that was committed before the call is visible here.
     async fn fresh(&self, deadline: Instant) -> Result<(), FileError> {
         Ok(self.parts.registry.barrier(left(deadline)).await?)
+    }
+
+    /// Looks at the tree once what it says of some inodes, which the look names, may be shown: then
+    /// everything that was acknowledged before the call is in it, and nobody can see older things
+    /// later.
+    async fn see<T>(
+        &self,
+        deadline: Instant,
+        look: impl Fn(&Tree) -> (T, [Ino; 2]),
+    ) -> Result<T, FileError> {
+        let registry = &self.parts.registry;
+        let mut fresh = false;
+        loop {
+            let (seen, inodes) = self.look(&look);
+            if fresh || registry.holds_lease() {
+                self.settled(&inodes, deadline).await?;
+                return Ok(seen);
+            }
+            self.fresh(deadline).await?;
+            fresh = true;
+        }
+    }
+
+    /// Returns once no node can see what was before the changes of these inodes that are applied here.
+    async fn settled(&self, inodes: &[Ino], deadline: Instant) -> Result<(), FileError> {
+        let registry = &self.parts.registry;
+        match registry.unsettled(inodes) {
+            0 => Ok(()),
+            index => Ok(registry.settle(index, left(deadline)).await?),
+        }
     }
 
     /// Looks at the tree as it is here now.
@@ -140,6 +199,8 @@ struct Call<'a> {
     files: &'a Files,
     unique: u64,
     step: AtomicU64,
+    /// The entry of the log with the last change.
+    index: AtomicU64,
     uid: u32,
     gid: u32,
     pid: u32,
@@ -169,6 +230,39 @@ impl Call<'_> {
         let seq = self.unique * STEPS_MAX + step;
         let id = RequestId { lane: self.files.parts.mount_lane, seq };
         let command = command::Kind::Tree(TreeCommand::from(command));
-        tree_outcome(propose_as(&self.files.parts.registry, id, command, self.deadline).await?)
+        let registry = &self.files.parts.registry;
+        let (reply, index) = propose_as(registry, id, command, self.deadline).await?;
+        self.index.fetch_max(index, Ordering::Relaxed);
+        tree_outcome(reply)
+    }
+
+    /// A change that programs see: returns once no node shows what was before it. A refusal tells
+    /// what is there, so that has to be seen by all, too.
+    async fn change_seen(
+        &self,
+        command: tree_command::Command,
+        inodes: [Ino; 2],
+    ) -> Result<tree_reply::Outcome, FileError> {
+        let outcome = self.change(command).await;
+        if let Ok(_) | Err(FileError::Tree(_)) = &outcome {
+            self.applied().await?;
+            self.files.settled(&inodes, self.deadline).await?;
+        }
+        outcome
+    }
+
+    /// Returns once what this call has changed is applied here.
+    async fn applied(&self) -> Result<(), FileError> {
+        let index = self.index.load(Ordering::Relaxed);
+        Ok(self.files.parts.registry.reached(index, left(self.deadline)).await?)
+    }
+
+    async fn see<T>(&self, look: impl Fn(&Tree) -> (T, [Ino; 2])) -> Result<T, FileError> {
+        self.files.see(self.deadline, look).await
+    }
+
+    /// Looks at what is about this call's inode alone.
+    async fn see_own<T>(&self, look: impl Fn(&Tree) -> T) -> Result<T, FileError> {
+        self.see(|tree| (look(tree), [self.ino; 2])).await
     }
 }

@@ -15,8 +15,8 @@ use prost::Message;
 use tokio::runtime::Handle;
 use unum_proto::ids::Lane;
 use unum_sys::fuse::{
-    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Readers, Serving, Session,
-    StartError, Takeover, Unmount, Wishes, mount, unmount,
+    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Notifier, Readers, Serving,
+    Session, StartError, Takeover, Unmount, Wishes, mount, unmount,
 };
 
 use super::Files;
@@ -86,6 +86,10 @@ impl Connection {
         Some(Self { session, lane: Lane(note.lane), fresh: false, path: path.to_owned() })
     }
 
+    pub fn notifier(&self) -> Notifier {
+        self.session.notifier()
+    }
+
     /// What unum-init shall keep.
     pub fn to_keep(&self) -> io::Result<(OwnedFd, Vec<u8>)> {
         let note = Note {
@@ -115,6 +119,7 @@ fn wishes() -> Wishes {
     let wishes = Wishes::default();
     let capabilities = wishes.capabilities
         | Capabilities::AUTO_INVAL_DATA
+        | Capabilities::CACHE_SYMLINKS
         | Capabilities::HANDLE_KILLPRIV_V2
         | Capabilities::DIRECT_IO_ALLOW_MMAP;
     let required = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;

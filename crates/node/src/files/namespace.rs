@@ -1,6 +1,8 @@
 //! Names: looking them up, making, moving and removing them, listing directories; and the opening
 //! and closing of what they name.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rustix::io::Errno;
 use unum_core::tree::TreeError;
@@ -12,19 +14,35 @@ use unum_proto::tree::{
     Unlink,
 };
 use unum_sys::fuse::{
-    Added, DirectoryBuffer, Entry, Fh, Ino as Nodeid, OpenFlags, Opened, Release,
+    Added, Delivery, DirectoryBuffer, Entry, Fh, Ino as Nodeid, OpenFlags, Opened, Release,
+    Responder,
 };
 
 use super::Call;
-use super::attributes::{ATTRIBUTES_TTL, attr, kind_bits, kind_of};
+use super::attributes::{attr, kind_bits, kind_of};
 use super::errno::FileError;
 use super::handles::{Handle, HandleId};
 
 impl Call<'_> {
-    pub(super) async fn lookup(&self, name: &[u8]) -> Result<Entry, FileError> {
-        self.fresh().await?;
-        let found = self.look(|tree| tree.attributes(tree.lookup(self.ino, name)?));
-        Ok(entry(&found?))
+    pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
+        let (found, ttl) = self
+            .see(|tree| {
+                let found = tree.lookup(self.ino, name).and_then(|ino| tree.attributes(ino));
+                let child = found.as_ref().map_or(self.ino, |attributes| Ino(attributes.ino));
+                let ttl = match found {
+                    Ok(_) | Err(TreeError::NotFound) => {
+                        self.files.caches.trust_name(self.ino, name)
+                    }
+                    Err(_) => Duration::ZERO,
+                };
+                ((found, ttl), [self.ino, child])
+            })
+            .await?;
+        match found {
+            Ok(attributes) => Ok(Looked::Found(Entry { entry_ttl: ttl, ..entry(&attributes) })),
+            Err(TreeError::NotFound) => Ok(Looked::Nothing(ttl)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn mkdir(&self, name: Vec<u8>, mode: u32) -> Result<Entry, FileError> {
@@ -51,17 +69,18 @@ impl Call<'_> {
 
     pub(super) async fn link(&self, ino: Nodeid, name: Vec<u8>) -> Result<Entry, FileError> {
         let link = Link { ino: ino.0, parent: self.ino.0, name: name.into() };
-        Ok(entry(&self.inode_change(Command::Link(link)).await?))
+        let both = [ino.0, self.ino.0].map(Ino);
+        Ok(entry(&inode_of(self.change_seen(Command::Link(link), both).await?)?))
     }
 
     pub(super) async fn unlink(&self, name: Vec<u8>) -> Result<(), FileError> {
         let unlink = Unlink { parent: self.ino.0, name: name.into() };
-        self.change(Command::Unlink(unlink)).await.map(drop)
+        self.change_seen(Command::Unlink(unlink), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn rmdir(&self, name: Vec<u8>) -> Result<(), FileError> {
         let rmdir = Rmdir { parent: self.ino.0, name: name.into() };
-        self.change(Command::Rmdir(rmdir)).await.map(drop)
+        self.change_seen(Command::Rmdir(rmdir), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn rename(
@@ -78,12 +97,17 @@ impl Call<'_> {
             new_name: new_name.into(),
             flags,
         };
-        self.change(Command::Rename(rename)).await.map(drop)
+        let both = [self.ino, Ino(new_parent.0)];
+        let (old, new) = ((self.ino, &*rename.name), (both[1], &*rename.new_name));
+        self.files.caches.follow_name(old, new);
+        if flags & RENAME_EXCHANGE != 0 {
+            self.files.caches.follow_name(new, old);
+        }
+        self.change_seen(Command::Rename(rename), both).await.map(drop)
     }
 
     pub(super) async fn readlink(&self) -> Result<Vec<u8>, FileError> {
-        self.fresh().await?;
-        Ok(self.look(|tree| tree.read_link(self.ino).map(<[u8]>::to_vec))?)
+        Ok(self.see_own(|tree| tree.read_link(self.ino).map(<[u8]>::to_vec)).await??)
     }
 
     /// The open is written down before the tree is looked at: see the contract in
@@ -91,20 +115,26 @@ impl Call<'_> {
     pub(super) async fn open(&self, flags: u32) -> Result<Opened, FileError> {
         let was_open = self.files.handles().is_open(self.ino);
         let opened = self.opened(self.ino, flags)?;
-        if let Err(error) = self.check_open(was_open).await {
-            self.close(opened.fh).await?;
-            return Err(error);
+        match self.check_open(was_open).await {
+            Ok(true) => Ok(Opened { flags: opened.flags | OpenFlags::KEEP_CACHE, ..opened }),
+            Ok(false) => Ok(opened),
+            Err(error) => {
+                self.close(opened.fh).await?;
+                Err(error)
+            }
         }
-        Ok(opened)
     }
 
-    async fn check_open(&self, was_open: bool) -> Result<(), FileError> {
-        self.fresh().await?;
-        self.look(|tree| {
+    /// Tells whether the kernel's pages are of the present content.
+    async fn check_open(&self, was_open: bool) -> Result<bool, FileError> {
+        let checked = self.see_own(|tree| {
             tree.inode(self.ino)?;
-            if tree.is_orphan(self.ino) && !was_open { Err(TreeError::Stale) } else { Ok(()) }
-        })?;
-        Ok(())
+            if tree.is_orphan(self.ino) && !was_open {
+                return Err(TreeError::Stale);
+            }
+            Ok(self.files.caches.keep_pages(tree, self.ino))
+        });
+        Ok(checked.await??)
     }
 
     pub(super) async fn create(
@@ -115,7 +145,7 @@ impl Call<'_> {
     ) -> Result<(Entry, Opened), FileError> {
         let exclusive = flags & libc::O_EXCL as u32 != 0;
         let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
-        let outcome = self.change(Command::Create(create)).await?;
+        let outcome = self.change_seen(Command::Create(create), [self.ino; 2]).await?;
         let Outcome::Inode(reply) = outcome else { return Err(FileError::Strange) };
         let mut attributes = reply.attributes.ok_or(FileError::Strange)?;
         // Somebody else made it since the kernel looked: what O_TRUNC asks for is still to be done.
@@ -138,13 +168,15 @@ impl Call<'_> {
             gid: self.gid,
             linkable: flags & libc::O_EXCL as u32 == 0,
         };
-        let attributes = self.inode_change(Command::CreateUnnamed(unnamed)).await?;
+        // Nobody else can see it.
+        let attributes = inode_of(self.change(Command::CreateUnnamed(unnamed)).await?)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
         Ok((entry(&attributes), opened))
     }
 
     pub(super) async fn opendir(&self, flags: u32) -> Result<Opened, FileError> {
-        self.open(flags).await
+        let opened = self.open(flags).await?;
+        Ok(Opened { flags: opened.flags | OpenFlags::CACHE_DIR, ..opened })
     }
 
     pub(super) async fn readdir(
@@ -152,9 +184,8 @@ impl Call<'_> {
         offset: u64,
         size: u32,
     ) -> Result<DirectoryBuffer, FileError> {
-        self.fresh().await?;
-        let mut buffer = DirectoryBuffer::new(size);
-        self.look(|tree| {
+        let listed = self.see_own(|tree| {
+            let mut buffer = DirectoryBuffer::new(size);
             for listed in tree.read_directory(self.ino, offset)? {
                 let kind = kind_bits(listed.kind.to_proto());
                 let added = buffer.add(Nodeid(listed.ino.0), listed.cookie, kind, listed.name);
@@ -162,9 +193,9 @@ impl Call<'_> {
                     break;
                 }
             }
-            Ok::<_, TreeError>(())
-        })?;
-        Ok(buffer)
+            Ok::<_, TreeError>(buffer)
+        });
+        Ok(listed.await??)
     }
 
     pub(super) async fn release(&self, release: Release) -> Result<(), FileError> {
@@ -209,16 +240,45 @@ impl Call<'_> {
     }
 
     async fn make(&self, create: Create) -> Result<Attributes, FileError> {
-        self.inode_change(Command::Create(create)).await
+        self.inode_change(Command::Create(create), self.ino).await
     }
 
-    pub(super) async fn inode_change(&self, command: Command) -> Result<Attributes, FileError> {
-        match self.change(command).await? {
-            Outcome::Inode(reply) => reply.attributes.ok_or(FileError::Strange),
-            _ => Err(FileError::Strange),
+    /// A change of one inode that programs see.
+    pub(super) async fn inode_change(
+        &self,
+        command: Command,
+        ino: Ino,
+    ) -> Result<Attributes, FileError> {
+        inode_of(self.change_seen(command, [ino; 2]).await?)
+    }
+}
+
+/// What a lookup found.
+pub(super) enum Looked {
+    Found(Entry),
+    /// The kernel may remember for this long that there is no such name.
+    Nothing(Duration),
+}
+
+impl Looked {
+    pub fn answer(&self, to: Responder) -> Delivery {
+        match self {
+            Self::Found(entry) => to.entry(entry),
+            Self::Nothing(Duration::ZERO) => to.error(Errno::NOENT),
+            Self::Nothing(ttl) => to.no_entry(*ttl),
         }
     }
 }
+
+fn inode_of(outcome: Outcome) -> Result<Attributes, FileError> {
+    match outcome {
+        Outcome::Inode(reply) => reply.attributes.ok_or(FileError::Strange),
+        _ => Err(FileError::Strange),
+    }
+}
+
+/// Of renameat2(2).
+const RENAME_EXCHANGE: u32 = 2;
 
 /// The kernel cuts a write into pieces at the borders of pages it caches. Two programs that append
 /// would find their pieces mixed, so such writes pass its cache by and arrive whole.
@@ -231,8 +291,8 @@ fn entry(attributes: &Attributes) -> Entry {
         ino: Nodeid(attributes.ino),
         generation: 0,
         attr: attr(attributes),
-        entry_ttl: ATTRIBUTES_TTL,
-        attr_ttl: ATTRIBUTES_TTL,
+        entry_ttl: Duration::ZERO,
+        attr_ttl: Duration::ZERO,
     }
 }
 

@@ -26,6 +26,7 @@ impl Files {
             files: &self,
             unique: header.unique.0,
             step: AtomicU64::new(0),
+            index: AtomicU64::new(0),
             uid: header.uid,
             gid: header.gid,
             pid: header.pid,
@@ -44,8 +45,8 @@ impl Call<'_> {
         let read = Duration::ZERO;
         let change = INTERRUPT_GRACE;
         match operation {
-            O::Lookup { name } => finish(to, signal.or(read, self.lookup(&name)).await, |to, e| to.entry(&e)),
-            O::Getattr { .. } => finish(to, signal.or(read, self.getattr()).await, |to, a| to.attr(&a, Duration::ZERO)),
+            O::Lookup { name } => finish(to, signal.or(read, self.lookup(&name)).await, |to, l| l.answer(to)),
+            O::Getattr { .. } => finish(to, signal.or(read, self.getattr()).await, |to, (a, ttl)| to.attr(&a, ttl)),
             O::Statx { .. } => finish(to, signal.or(read, self.statx()).await, |to, s| to.statx(&s)),
             O::Setattr(set) => finish(to, signal.or(change, self.setattr(set)).await, |to, a| to.attr(&a, Duration::ZERO)),
             O::Readlink => finish(to, signal.or(read, self.readlink()).await, |to, t| to.content(&t)),
@@ -66,7 +67,8 @@ impl Call<'_> {
             O::Release(release) => finish(to, self.release(release).await, |to, ()| to.ok()),
             O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
             // Whatever a call changed was durable when it returned.
-            O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => drop(to.ok()),
+            O::Fsync { .. } | O::Fsyncdir { .. } => finish(to, signal.or(read, self.fsync()).await, |to, ()| to.ok()),
+            O::Syncfs => drop(to.ok()),
             O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),
             O::Getxattr { name, size } => finish(to, signal.or(read, self.getxattr(&name, size)).await, sized(size)),
             O::Listxattr { size } => finish(to, signal.or(read, self.listxattr(size)).await, sized(size)),

@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use unum_core::registry::{History, State};
 use unum_proto::registry as wire;
 
+use super::leases::Leases;
 use super::limits::DISK_RETRY;
 use super::mutation::Mutation;
 use super::offload::Offload;
@@ -119,7 +120,7 @@ impl Shared {
 /// A snapshot that is on disk.
 type Current = Arc<Mutex<Option<(SnapshotMeta, SnapshotFile)>>>;
 
-pub struct Machine {
+pub struct Machine<RT: AsyncRuntime> {
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
     pub current: Current,
@@ -127,9 +128,10 @@ pub struct Machine {
     pub offload: Offload,
     pub observe: Option<Observe>,
     pub mutation: Mutation,
+    pub leases: Arc<Leases<RT>>,
 }
 
-impl Machine {
+impl<RT: AsyncRuntime> Machine<RT> {
     fn apply_one(&self, entry: &Entry) -> io::Result<Replies> {
         let batch = match &entry.payload {
             Payload::Normal(encoded) => {
@@ -150,6 +152,8 @@ impl Machine {
             if self.mutation == Mutation::ForgetReplies {
                 applied.state.forget_replies();
             }
+            // Before the lock goes: whoever reads this entry's work finds it to be unsettled.
+            self.leases.applied(entry.log_id.index, applied.state.take_changes());
             (replies, applied.state.history())
         };
         if let (Some(observe), Some(batch)) = (&self.observe, &batch) {
@@ -165,7 +169,7 @@ impl Machine {
     }
 }
 
-impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine {
+impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine<RT> {
     type SnapshotData = SnapshotFile;
     type SnapshotBuilder = Builder<RT>;
 
@@ -217,7 +221,9 @@ impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine {
             applied.state = loaded.state;
             applied.last = meta.last_log_id;
             applied.membership = meta.last_membership.clone();
-            meta.last_log_id.map_or(0, |id| id.index)
+            let index = meta.last_log_id.map_or(0, |id| id.index);
+            self.leases.replaced(index);
+            index
         };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((meta.clone(), snapshot));

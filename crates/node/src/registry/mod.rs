@@ -10,6 +10,7 @@
 mod barrier;
 mod control;
 pub mod error;
+mod leases;
 pub mod limits;
 mod log;
 mod machine;
@@ -25,6 +26,7 @@ mod start;
 mod suspicion;
 pub mod transport;
 pub mod types;
+mod unsettled;
 mod writer;
 
 #[cfg(test)]
@@ -44,7 +46,7 @@ use openraft::{AsyncRuntime, Instant};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use unum_core::registry::{Refused, State};
-use unum_proto::ids::{Epoch, NodeId, RequestId};
+use unum_proto::ids::{Epoch, Ino, NodeId, RequestId};
 use unum_proto::registry::{self as wire, Command, reply};
 
 use barrier::Confirmed;
@@ -53,6 +55,7 @@ use pipeline::{Group, Outcome};
 use shell::Core;
 
 pub use error::{RegistryError, StartError};
+pub use leases::{Changed, Feed};
 pub use machine::{AppliedEntry, Observe};
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shell::{Clock, Unanswered};
@@ -143,6 +146,16 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         command: impl Into<Command>,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
+        self.propose_indexed(id, command, within).await.map(|(reply, _)| reply)
+    }
+
+    /// Tells the index of a log entry too, at or behind that of the command.
+    pub async fn propose_indexed(
+        &self,
+        id: RequestId,
+        command: impl Into<Command>,
+        within: Duration,
+    ) -> Result<(reply::Kind, u64), RegistryError> {
         let bytes = self.encode(id, command.into())?;
         let started = RT::Instant::now();
         let deadline = started + within;
@@ -154,7 +167,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             let Ok(outcome) = attempt.await else { break };
             in_doubt |= outcome == Outcome::Unknown;
             match judge(outcome, in_doubt)? {
-                Ok(reply) => return decode_reply(reply),
+                Ok((reply, index)) => return Ok((decode_reply(reply)?, index)),
                 Err(Next::Fail(error)) => return Err(error),
                 Err(Next::Retry { quorum: seen }) => quorum = seen,
             }
@@ -181,6 +194,46 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         }
         // A leader that cannot be confirmed is as good as none.
         Err(RegistryError::NoQuorum { waited: started.elapsed() })
+    }
+
+    /// From now on this node wants a read lease; the caller keeps its caches, which are empty now,
+    /// as the feed says.
+    pub fn feed(&self) -> Feed<RT> {
+        Feed::begin(self.core.clone())
+    }
+
+    /// Whether what was read before this call may be shown without a barrier.
+    pub fn holds_lease(&self) -> bool {
+        self.core.leases.holds()
+    }
+
+    /// When the read lease ends unless it is renewed.
+    pub fn lease_until(&self) -> Option<RT::Instant> {
+        self.core.leases.until()
+    }
+
+    /// Returns once the entry is applied here.
+    pub async fn reached(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
+        let reached = RT::timeout(within, self.core.shared.reached(index)).await;
+        reached.map_err(|_| RegistryError::NoQuorum { waited: within })
+    }
+
+    /// How long the read lease lasts unless it is renewed. None: there was none.
+    pub fn lease_left(&self) -> Option<Duration> {
+        let until = self.core.leases.until()?;
+        Some(until.saturating_duration_since(RT::Instant::now()))
+    }
+
+    /// The entry that must be stable before what is read here of these inodes may be shown; 0 if it
+    /// may be shown. To be asked after the reading.
+    pub fn unsettled(&self, inodes: &[Ino]) -> u64 {
+        self.core.leases.unsettled(inodes)
+    }
+
+    /// Returns once no holder of a read lease can show what was before this entry.
+    pub async fn settle(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
+        let settled = RT::timeout(within, self.core.leases.settle(index)).await;
+        settled.map_err(|_| RegistryError::NoQuorum { waited: within })
     }
 
     /// Whether the node was removed, or has left and no longer votes. One that is not known here is
@@ -320,12 +373,12 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     }
 }
 
-type Judged = Result<Bytes, Next>;
+type Judged = Result<(Bytes, u64), Next>;
 
 fn judge(outcome: Outcome, in_doubt: bool) -> Result<Judged, RegistryError> {
     Ok(match outcome {
-        Outcome::Done { mut replies, .. } => match replies.pop() {
-            Some(reply) => Ok(reply),
+        Outcome::Done { mut replies, index } => match replies.pop() {
+            Some(reply) => Ok((reply, index)),
             None => Err(Next::Retry { quorum: true }),
         },
         // Refused before it got into the log. An earlier attempt may have got there.

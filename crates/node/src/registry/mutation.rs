@@ -15,4 +15,10 @@ pub enum Mutation {
     BarOfSome,
     /// A suspect node waits for a leader, even if all voters are suspect.
     NoRollCall,
+    /// A new leader does not wait for the read leases that former ones gave.
+    ForgetFormerLeases,
+    /// A leader renews read leases though no majority answers it.
+    RenewWithoutQuorum,
+    /// A reader does not wait until what it shows is stable.
+    ShowUnsettled,
 }

@@ -17,6 +17,7 @@ use openraft::{AsyncRuntime, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNet
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
+use super::leases::Leases;
 use super::limits::{SNAPSHOT_INSTALL_TIMEOUT, SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECE_TIMEOUT};
 use super::offload::Offload;
 use super::snapshots::SnapshotFile;
@@ -29,29 +30,40 @@ use super::types::{
 /// Pause before a peer that could not be reached is tried again.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(50);
 
-#[derive(Clone)]
-pub struct Network {
+pub struct Network<RT: AsyncRuntime> {
     pub own: NodeId,
     pub transport: Arc<dyn Transport>,
     pub offload: Offload,
+    pub leases: Arc<Leases<RT>>,
+}
+
+impl<RT: AsyncRuntime> Clone for Network<RT> {
+    fn clone(&self) -> Self {
+        Self {
+            own: self.own,
+            transport: self.transport.clone(),
+            offload: self.offload,
+            leases: self.leases.clone(),
+        }
+    }
 }
 
 /// The way to one peer.
-pub struct Peer {
-    network: Network,
+pub struct Peer<RT: AsyncRuntime> {
+    network: Network<RT>,
     to: NodeId,
 }
 
-impl<RT: AsyncRuntime> RaftNetworkFactory<Types<RT>> for Network {
-    type Network = Peer;
+impl<RT: AsyncRuntime> RaftNetworkFactory<Types<RT>> for Network<RT> {
+    type Network = Peer<RT>;
 
-    async fn new_client(&mut self, target: NodeId, (): &()) -> Peer {
+    async fn new_client(&mut self, target: NodeId, (): &()) -> Peer<RT> {
         Peer { network: self.clone(), to: target }
     }
 }
 
-impl Peer {
-    async fn call<RT: AsyncRuntime>(
+impl<RT: AsyncRuntime> Peer<RT> {
+    async fn call(
         &self,
         kind: RPCTypes,
         call: Call,
@@ -61,7 +73,7 @@ impl Peer {
         answer.map_err(|error| self.rpc_error(kind, within, error))
     }
 
-    fn rpc_error<RT: AsyncRuntime>(
+    fn rpc_error(
         &self,
         action: RPCTypes,
         timeout: Duration,
@@ -103,7 +115,7 @@ fn vote_response<RT: AsyncRuntime>(
     })
 }
 
-impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
+impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer<RT> {
     type SnapshotData = SnapshotFile;
 
     async fn append_entries(
@@ -111,7 +123,11 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
         rpc: AppendEntriesRequest<Types<RT>>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types<RT>>, RPCError<Types<RT>>> {
+        let leases = &self.network.leases;
+        let term = rpc.vote.leader_id.term;
+        let sent = leases.sending();
         let call = Call::Append(wire::AppendRequest {
+            renewal: leases.renewal(term, self.to),
             vote: Some(vote_to_wire(rpc.vote)),
             previous: rpc.prev_log_id.map(log_id_to_wire),
             leader_commit: rpc.leader_commit.map(log_id_to_wire),
@@ -119,6 +135,9 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
         });
         let answer = self.call(RPCTypes::AppendEntries, call, option.hard_ttl()).await?;
         let Answer::Append(reply) = answer else { return Err(malformed(Malformed("answer"))) };
+        if reply.outcome() != wire::AppendOutcome::HigherVote {
+            leases.answered(term, self.to, sent, &reply);
+        }
         match reply.outcome() {
             wire::AppendOutcome::Success => Ok(AppendEntriesResponse::Success),
             wire::AppendOutcome::Partial => {
@@ -162,7 +181,7 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types<RT>>, StreamingError<Types<RT>>> {
-        let send = self.send_snapshot::<RT>(vote, snapshot);
+        let send = self.send_snapshot(vote, snapshot);
         let send = std::pin::pin!(send);
         let cancel = std::pin::pin!(cancel);
         match futures_util::future::select(cancel, send).await {
@@ -193,8 +212,8 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer {
     }
 }
 
-impl Peer {
-    async fn send_snapshot<RT: AsyncRuntime>(
+impl<RT: AsyncRuntime> Peer<RT> {
+    async fn send_snapshot(
         &self,
         vote: VoteOf<Types<RT>>,
         snapshot: SnapshotOf<Types<RT>, SnapshotFile>,

@@ -83,6 +83,10 @@ pub async fn keep_pace<RT: AsyncRuntime>(core: Arc<Core<RT>>, timing: Timing) {
         let leads = metrics.borrow_watched().state.is_leader();
         let left = rest_left(rest, core.pace.silence());
         core.raft.runtime_config().tick(!leads && left.is_none());
+        match leads {
+            true => core.lead(),
+            false => core.leases.follow(),
+        }
         if leads && core.raft.trigger().heartbeat().await.is_err() {
             return;
         }

@@ -9,11 +9,13 @@ use openraft::raft::{
 use openraft::{AsyncRuntime, Instant, Raft, Snapshot};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
+use unum_core::registry::Node;
 use unum_core::time::Time;
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
 use super::barrier::{self, Confirmed, confirmed_to_wire};
+use super::leases::{self, Lead, Leases};
 use super::limits::{BATCH_COMMANDS_MAX, COMMAND_BYTES_MAX, FORWARD_TIMEOUT};
 use super::log::LogView;
 use super::machine::{Machine, Shared};
@@ -31,7 +33,7 @@ use super::types::{
 };
 use crate::store::disk::{DiskError, DiskFile};
 
-pub type Consensus<RT> = Raft<Types<RT>, Machine>;
+pub type Consensus<RT> = Raft<Types<RT>, Machine<RT>>;
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 
 pub struct Core<RT: AsyncRuntime> {
@@ -42,6 +44,7 @@ pub struct Core<RT: AsyncRuntime> {
     pub clock: Clock,
     pub room: Arc<Room>,
     pub pace: Pace<RT>,
+    pub leases: Arc<Leases<RT>>,
     pub offload: Offload,
     pub snapshots: Snapshots,
     pub mutation: Mutation,
@@ -100,6 +103,21 @@ impl<RT: AsyncRuntime> Core<RT> {
         }
     }
 
+    /// While this node leads: it leases what is read.
+    pub fn lead(&self) {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
+        let term = metrics.vote.leader_id.term;
+        let membership = metrics.membership_config.membership();
+        let voters = membership.get_joint_config().clone();
+        let last = self.log.last().map_or(0, |id| id.index);
+        self.leases.lead(Lead { term, voters, last }, || {
+            let applied = self.shared.read();
+            let may_hold = |node: &&Node| node.role == wire::Role::Node;
+            applied.state.nodes().members().filter(may_hold).map(|node| node.id).collect()
+        });
+    }
+
     async fn deposed(&self, leader: NodeId) {
         use openraft::async_runtime::WatchReceiver;
         let mut metrics = self.raft.server_metrics();
@@ -125,11 +143,13 @@ impl<RT: AsyncRuntime> Core<RT> {
             Call::Barrier(wire::BarrierRequest {}) => {
                 Ok(Answer::Barrier(confirmed_to_wire(self.confirm_leadership().await)))
             }
+            Call::Stable(request) => Ok(Answer::Stable(leases::answer(self, from, request).await)),
             Call::Roll(wire::RollRequest {}) => Ok(Answer::Roll(self.account())),
         }
     }
 
     async fn append(&self, request: wire::AppendRequest) -> Result<wire::AppendReply, Unanswered> {
+        let renewal = request.renewal;
         let entries: Result<Vec<Entry>, Malformed> =
             request.entries.into_iter().map(entry_from_wire).collect();
         let entries = entries?;
@@ -144,10 +164,16 @@ impl<RT: AsyncRuntime> Core<RT> {
         // Consensus restarts its election timer later than now, never earlier.
         let came = RT::Instant::now();
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        let mut reply = wire::AppendReply::default();
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             self.pace.heard(came);
+            if let Some(mark) = renewal {
+                self.leases.renewed(mark);
+            }
+            if let Some((mark, confirmed)) = self.leases.mark() {
+                (reply.mark, reply.confirmed) = (Some(mark), confirmed);
+            }
         }
-        let mut reply = wire::AppendReply::default();
         let outcome = match response {
             AppendEntriesResponse::Success => wire::AppendOutcome::Success,
             AppendEntriesResponse::PartialSuccess(matching) => {

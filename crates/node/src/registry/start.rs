@@ -16,6 +16,7 @@ use super::RegistryOn;
 use super::barrier;
 use super::control;
 use super::error::StartError;
+use super::leases::{Leases, ask_for_stability};
 use super::limits::{
     APPEND_ENTRIES_MAX, BARRIER_QUEUE_MAX, DISK_RESERVE_BYTES, LOG_KEPT_ENTRIES, PROPOSE_QUEUE_MAX,
 };
@@ -186,7 +187,14 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         let log = LogStore::new(recovered.replayed, writer);
         let view = log.view();
         let shared = Arc::new(Shared::new(recovered.applied));
+        let leases = Arc::new(Leases::new(
+            options.own,
+            options.mutation,
+            (options.clock)().as_nanos(),
+            shared.index(),
+        ));
         let machine = Machine {
+            leases: leases.clone(),
             shared: shared.clone(),
             snapshots: recovered.snapshots.clone(),
             current: Arc::new(Mutex::new(recovered.current)),
@@ -199,12 +207,18 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             own: options.own,
             transport: options.transport.clone(),
             offload: options.offload,
+            leases: leases.clone(),
         };
         let suspicion = Suspicion::new(recovered.doubt, found.last);
         let config = config(&options, suspicion.is_on());
         let config = config.validate().map_err(|error| StartError::Consensus(error.to_string()))?;
-        let raft =
-            Raft::<Types<RT>, Machine>::new(options.own, Arc::new(config), network, log, machine);
+        let raft = Raft::<Types<RT>, Machine<RT>>::new(
+            options.own,
+            Arc::new(config),
+            network,
+            log,
+            machine,
+        );
         let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
         tracing::debug!(?found, doubt = ?recovered.doubt, "the registry's log is recovered");
 
@@ -219,6 +233,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             clock: options.clock,
             room,
             pace: Pace::new(&options.timing, (options.grid)()),
+            leases,
             offload: options.offload,
             snapshots: recovered.snapshots,
             mutation: options.mutation,
@@ -232,6 +247,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         drop(RT::spawn(Pipeline::new(core.clone(), proposal_queue).run()));
         drop(RT::spawn(barrier::serve_readers(core.clone(), reader_queue)));
         drop(RT::spawn(barrier::confirm_leadership(core.clone(), confirmation_queue)));
+        drop(RT::spawn(ask_for_stability(core.clone())));
         drop(RT::spawn(keep_pace(core.clone(), options.timing)));
         drop(RT::spawn(control::control_members(core.clone())));
         drop(RT::spawn(control::keep_house(core.clone())));

@@ -71,7 +71,7 @@ impl Transport for Port {
 /// Calls to a leader that lost its power last until somebody gives them up.
 async fn silence(to: NodeId, call: Call, within: Duration) -> Result<Answer, Unreached> {
     match call {
-        Call::Propose(_) | Call::Barrier(_) => std::future::pending().await,
+        Call::Propose(_) | Call::Barrier(_) | Call::Stable(_) => std::future::pending().await,
         _ => tokio::time::sleep(within).await,
     }
     Err(Unreached::Timeout(to))

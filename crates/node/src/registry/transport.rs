@@ -19,6 +19,7 @@ pub enum Call {
     Snapshot(wire::SnapshotPiece),
     Propose(wire::ProposeRequest),
     Barrier(wire::BarrierRequest),
+    Stable(wire::StableRequest),
     Roll(wire::RollRequest),
 }
 
@@ -30,6 +31,7 @@ pub enum Answer {
     Snapshot(wire::SnapshotReply),
     Propose(wire::ProposeReply),
     Barrier(wire::BarrierReply),
+    Stable(wire::StableReply),
     Roll(wire::RollReply),
 }
 

@@ -1,0 +1,423 @@
+//! What the kernel may cache of the tree, and taking it back when others change it.
+//!
+//! While this node holds a read lease, the kernel keeps names, attributes and pages without a
+//! time-out. Each change by another node is taken back from its caches before this node confirms it to
+//! the leader, so a change that is acknowledged anywhere is shown here. Before the lease can end, all is
+//! taken back.
+//!
+//! What the kernel is told and when, so that no answer on its way can bring back what was just dropped:
+//! - *Attributes* are trusted from GETATTR only, where the kernel has the inode already: an
+//!   answer that is older than an invalidation is then ignored by it. Other answers carry some, for that
+//!   one use.
+//! - *Names* are trusted from LOOKUP, and a rename takes the trust along. The kernel expires a name under its directory's lock, which a first
+//!   lookup holds. A lookup that only renews a name holds no lock, so a name that was answered a moment ago
+//!   is expired a second time, a little later. A name that others change is left alone for a while, and so
+//!   is all of its directory: two nodes that change one directory would only take names from each other.
+//! - *Pages* (of a directory: its listing) are kept from one open to the next if the content is the same. The
+//!   content's time tells, not mtime, which programs set back.
+//!
+//! A change by a program of this node is known to the kernel already. Expiring a name waits for calls in
+//! flight in its directory, and such a call may itself wait for another node that waits for this one. So the
+//! wait is bounded by [`RECALL_PATIENCE`]: it can only be met when two nodes begin to change a directory at
+//! the same moment in which both had been at rest.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use unum_core::time::Time;
+use unum_core::tree::{Tree, What};
+use unum_proto::ids::{Ino, NodeId};
+use unum_sys::fuse::{Discard, Ino as Nodeid, Ledger, Notifier, Trusted};
+
+use crate::beats;
+use crate::registry::{Changed, Registry};
+
+/// Longer than any mount lives.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How often the lease is looked at.
+const LOOK: Duration = Duration::from_millis(256);
+/// All is taken back when the lease ends sooner than this: there must be time for it and for a late
+/// look.
+const LAPSE_MARGIN: Duration = Duration::from_millis(512);
+/// How long a change by others waits for calls of this node's kernel that are in flight.
+const RECALL_PATIENCE: Duration = Duration::from_millis(20);
+/// The same, when the daemon goes: the next one takes back what is left.
+const RETIRE_PATIENCE: Duration = Duration::from_millis(500);
+/// A name that was answered since then may be in the kernel's hands still.
+const ANSWER_TRAVEL_MAX: Duration = Duration::from_secs(2);
+/// When a name in the kernel's hands is expired once more.
+const SECOND_LOOK: Duration = Duration::from_millis(5);
+/// How long a directory that another node changed is not trusted; doubled up to the second while it
+/// is changed again.
+const RESTLESS_MIN: Duration = Duration::from_secs(1);
+const RESTLESS_MAX: Duration = Duration::from_secs(8);
+/// Directories that are watched so.
+const RESTLESS_DIRECTORIES_MAX: usize = 1 << 16;
+/// Names, and inodes, that the kernel is trusted with. When it is full, all is taken back.
+const TRUSTED_MAX: usize = 1 << 20;
+/// Recalls that wait for the thread.
+const RECALLS_MAX: usize = 256;
+
+/// What may have to wait for the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Recall {
+    Name(Ino, Arc<[u8]>),
+    Pages(Ino),
+}
+
+/// What the kernel knows of an inode.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    attributes: bool,
+    /// Its pages, if it has any, are of this content.
+    content: Time,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Restless {
+    until: Instant,
+    pause: Duration,
+}
+
+struct State {
+    /// A lease is held, and not about to end.
+    trusting: bool,
+    /// Nobody will keep the caches true.
+    retired: bool,
+    ledger: Ledger,
+    /// By a hash of directory and name, with the time of the last answer.
+    names: HashMap<u64, Instant>,
+    inodes: HashMap<Ino, Known>,
+    restless: HashMap<Ino, Restless>,
+    full: bool,
+}
+
+pub(super) struct Caches {
+    node: NodeId,
+    registry: Registry,
+    notifier: Notifier,
+    hasher: RandomState,
+    /// Never held across an await, nor while the kernel is told anything that may wait.
+    state: Mutex<State>,
+    recalls: mpsc::SyncSender<Batch>,
+}
+
+/// What one entry of the log takes back, and who waits for it.
+struct Batch {
+    recalls: Vec<Recall>,
+    done: oneshot::Sender<()>,
+}
+
+impl Caches {
+    /// `ledger`: where it is written down what the kernel is trusted with.
+    pub fn new(
+        node: NodeId,
+        registry: Registry,
+        notifier: Notifier,
+        ledger: &Path,
+    ) -> std::io::Result<Arc<Self>> {
+        let (recalls, queue) = mpsc::sync_channel(RECALLS_MAX);
+        let state = State {
+            trusting: false,
+            retired: false,
+            ledger: Ledger::open(ledger)?,
+            names: HashMap::new(),
+            inodes: HashMap::new(),
+            restless: HashMap::new(),
+            full: false,
+        };
+        let teller = notifier.clone();
+        // It ends with the queue; it may wait in the kernel for long, so nobody joins it.
+        std::thread::Builder::new()
+            .name("recalls".into())
+            .spawn(move || recall_in_order(&queue, &teller))?;
+        Ok(Arc::new(Self {
+            node,
+            registry,
+            notifier,
+            hasher: RandomState::new(),
+            state: Mutex::new(state),
+            recalls,
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key(&self, parent: Ino, name: &[u8]) -> u64 {
+        self.hasher.hash_one((parent, name))
+    }
+
+    // What an answer may say. To be asked while the tree is looked at, so that a later change finds
+    // what was trusted.
+
+    /// How long the kernel may keep what a name leads to, or that it leads nowhere.
+    pub fn trust_name(&self, parent: Ino, name: &[u8]) -> Duration {
+        let key = self.key(parent, name);
+        let now = Instant::now();
+        let mut state = self.state();
+        let state = &mut *state;
+        if !state.trusting || state.restless.get(&parent).is_some_and(|rest| now < rest.until) {
+            return Duration::ZERO;
+        }
+        if !state.names.contains_key(&key)
+            && !state.enter(Trusted::Name(Nodeid(parent.0), name), state.names.len())
+        {
+            return Duration::ZERO;
+        }
+        state.names.insert(key, now);
+        FOREVER
+    }
+
+    /// A rename takes the kernel's trust in the old name along to the new one. To be told before the
+    /// kernel is answered.
+    pub fn follow_name(&self, from: (Ino, &[u8]), to: (Ino, &[u8])) {
+        let (old, new) = (self.key(from.0, from.1), self.key(to.0, to.1));
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(&answered) = state.names.get(&old) else { return };
+        if let Err(error) = state.ledger.append(Trusted::Name(Nodeid(to.0.0), to.1)) {
+            tracing::warn!(%error, "the list of what the kernel caches cannot be written");
+        }
+        state.names.insert(new, answered);
+    }
+
+    /// How long the kernel may keep an inode's attributes that it asked for by themselves.
+    pub fn trust_attributes(&self, tree: &Tree, ino: Ino) -> Duration {
+        let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else {
+            return Duration::ZERO;
+        };
+        let mut state = self.state();
+        let state = &mut *state;
+        let trusted = state.inodes.get(&ino).is_some_and(|known| known.attributes);
+        if !state.trusting
+            || !trusted && !state.enter(Trusted::Attributes(Nodeid(ino.0)), state.inodes.len())
+        {
+            return Duration::ZERO;
+        }
+        state.inodes.entry(ino).or_insert(Known { attributes: true, content }).attributes = true;
+        FOREVER
+    }
+
+    /// Whether a file that is being opened still has the content whose pages the kernel may have. If
+    /// not, the kernel drops them, and those it gets from now on are of this content.
+    pub fn keep_pages(&self, tree: &Tree, ino: Ino) -> bool {
+        let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else { return false };
+        let mut state = self.state();
+        if !state.trusting {
+            return false;
+        }
+        let full = state.inodes.len() >= TRUSTED_MAX;
+        match state.inodes.get_mut(&ino) {
+            Some(known) => std::mem::replace(&mut known.content, content) == content,
+            None if full => false,
+            None => {
+                state.inodes.insert(ino, Known { attributes: false, content });
+                false
+            }
+        }
+    }
+
+    // Taking back.
+
+    /// Keeps the kernel's caches true. Ends when the caller drops it.
+    pub async fn keep_true(self: Arc<Self>) {
+        // What an earlier daemon had trusted the kernel with.
+        self.recall_all().await;
+        let feed = self.registry.feed();
+        let looking = async {
+            loop {
+                self.look_at_lease().await;
+                beats::beat(LOOK).await;
+            }
+        };
+        let following = async {
+            loop {
+                let changed = feed.next().await;
+                let index = changed.index;
+                self.drop_changed(changed).await;
+                feed.dropped(index);
+            }
+        };
+        tokio::join!(looking, following);
+    }
+
+    async fn look_at_lease(&self) {
+        let left = self.registry.lease_left();
+        let safe = left.is_some_and(|left| left >= LAPSE_MARGIN);
+        let (trusting, full) = {
+            let state = self.state();
+            (state.trusting, state.full)
+        };
+        if trusting && (!safe || full) {
+            if !safe {
+                tracing::debug!(
+                    ?left,
+                    "the read lease is about to end: the kernel's caches are emptied"
+                );
+            }
+            self.recall_all().await;
+        } else if safe && !trusting {
+            self.trust();
+        }
+    }
+
+    fn trust(&self) {
+        let mut state = self.state();
+        state.trusting = !state.retired;
+    }
+
+    /// Takes everything back and trusts nothing from now on.
+    pub async fn retire(&self) {
+        self.state().retired = true;
+        if tokio::time::timeout(RETIRE_PATIENCE, self.recall_all()).await.is_err() {
+            tracing::debug!("calls in flight keep the kernel from dropping some names");
+        }
+    }
+
+    /// Takes everything back, and trusts nothing until told to.
+    async fn recall_all(&self) {
+        let path = {
+            let mut state = self.state();
+            state.trusting = false;
+            state.ledger.path().to_owned()
+        };
+        let notifier = self.notifier.clone();
+        let recalled = tokio::task::spawn_blocking(move || Ledger::recall(&path, &notifier)).await;
+        match recalled {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!(%error, "what the kernel caches cannot be read"),
+            Err(error) => tracing::error!(%error, "the kernel's caches could not be emptied"),
+        }
+        let mut state = self.state();
+        state.names.clear();
+        state.inodes.clear();
+        state.full = false;
+        if let Err(error) = state.ledger.clear() {
+            tracing::warn!(%error, "the list of what the kernel caches cannot be emptied");
+        }
+    }
+
+    async fn drop_changed(&self, changed: Changed) {
+        if changed.all {
+            let trusted = self.state().trusting;
+            self.recall_all().await;
+            if trusted {
+                self.trust();
+            }
+            return;
+        }
+        let (recalls, again) = self.registry.read(|state| self.plan(state.tree(), &changed));
+        if recalls.is_empty() {
+            return;
+        }
+        self.recall(recalls).await;
+        if !again.is_empty() {
+            tokio::time::sleep(SECOND_LOOK).await;
+            self.recall(again).await;
+        }
+    }
+
+    /// Drops attributes at once. What is left may have to wait; the second list is what has to be
+    /// done once more after a moment.
+    fn plan(&self, tree: &Tree, changed: &Changed) -> (Vec<Recall>, Vec<Recall>) {
+        let (mut recalls, mut again) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        let mut state = self.state();
+        let state = &mut *state;
+        for change in &changed.changes {
+            let own = change.by == self.node;
+            match &change.what {
+                What::Inode(ino) => {
+                    let Some(known) = state.inodes.get_mut(ino) else { continue };
+                    let content = tree.inode(*ino).map_or(Time::ZERO, |inode| inode.content_time);
+                    let other = std::mem::replace(&mut known.content, content) != content;
+                    if own {
+                        continue;
+                    }
+                    if std::mem::take(&mut known.attributes) {
+                        // It does not wait, and a mount that is gone has no caches.
+                        let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+                    }
+                    if other {
+                        recalls.push(Recall::Pages(*ino));
+                    }
+                }
+                What::Name(..) if own => {}
+                What::Name(parent, name) => {
+                    state.disturb(*parent, now);
+                    let key = self.key(*parent, name);
+                    if let Some(answered) = state.names.remove(&key) {
+                        let recall = Recall::Name(*parent, name.clone());
+                        if now.duration_since(answered) < ANSWER_TRAVEL_MAX {
+                            again.push(recall.clone());
+                        }
+                        recalls.push(recall);
+                    }
+                }
+            }
+        }
+        (recalls, again)
+    }
+
+    async fn recall(&self, recalls: Vec<Recall>) {
+        let (done, finished) = oneshot::channel();
+        if self.recalls.try_send(Batch { recalls, done }).is_err() {
+            tracing::debug!("the kernel takes nothing back: calls in flight are in the way");
+            return;
+        }
+        if tokio::time::timeout(RECALL_PATIENCE, finished).await.is_err() {
+            tracing::debug!("a call in flight is in the way of what others changed");
+        }
+    }
+}
+
+impl State {
+    /// Writes down what the kernel will be trusted with. False: it is not to be trusted.
+    fn enter(&mut self, trusted: Trusted<'_>, present: usize) -> bool {
+        self.full |= present >= TRUSTED_MAX;
+        !self.full && self.ledger.append(trusted).is_ok()
+    }
+
+    /// Another node changed a name in this directory.
+    fn disturb(&mut self, directory: Ino, now: Instant) {
+        if self.restless.len() >= RESTLESS_DIRECTORIES_MAX {
+            self.restless.retain(|_, restless| now < restless.until);
+        }
+        let restless =
+            self.restless.entry(directory).or_insert(Restless { until: now, pause: RESTLESS_MIN });
+        // Still restless after half of the pause: it is changed all the time.
+        if now + restless.pause / 2 < restless.until {
+            return;
+        }
+        let again = now < restless.until + restless.pause;
+        restless.pause = match again && restless.until > now {
+            true => (restless.pause * 2).min(RESTLESS_MAX),
+            false => RESTLESS_MIN,
+        };
+        restless.until = now + restless.pause;
+    }
+}
+
+fn recall_in_order(queue: &mpsc::Receiver<Batch>, notifier: &Notifier) {
+    while let Ok(batch) = queue.recv() {
+        for recall in batch.recalls {
+            // What the kernel does not have needs no taking back; a mount that is gone has nothing.
+            let _ = match recall {
+                Recall::Name(parent, name) => {
+                    notifier.inval_entry(Nodeid(parent.0), &name, Discard::Expire)
+                }
+                Recall::Pages(ino) => notifier.inval_inode(Nodeid(ino.0), 0, 0),
+            };
+        }
+        // Whoever waited may have lost patience.
+        let _ = batch.done.send(());
+    }
+}
