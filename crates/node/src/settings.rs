@@ -193,8 +193,8 @@ pub const KEYS: &[Key] = &[
         garbage_after,
         lifetime,
         shown_duration,
-        "The room of deleted files is freed after this. It must be longer than any node's \
-         file_patience"
+        "The room of deleted files is freed after this (not sooner than 30s). It must be longer \
+         than any node's file_patience"
     ),
     key!(
         volatile_writes,

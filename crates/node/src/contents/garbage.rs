@@ -3,7 +3,8 @@
 //! The registry knows which chunks are wanted; see the contract in `unum_core::tree` on chunks. A
 //! chunk that is unknown may belong to a write that is under way. Such a chunk was put lately, which
 //! its stamp in the store tells; so what is unknown to a fresh state and was not put for as long as
-//! any write may take is garbage. Who moves a replica here puts it, too, and so renews its stamp.
+//! any write or copy may take is garbage. Who moves a replica here puts it, too, and so renews its
+//! stamp.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(super) const STEP_MAX: usize = 1024;
 /// Bytes that one step of compaction may move.
 const COMPACT_STEP_BYTES: u64 = 8 << 20;
 /// Passes in the time after which garbage is deleted.
-const PASSES: u32 = 2;
+const PASSES: u32 = 6;
 /// Who has deleted nothing for so many times that time is late.
 const LATE: u32 = 2;
 const PASS_PAUSE_MIN: Duration = Duration::from_secs(1);

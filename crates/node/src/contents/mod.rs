@@ -11,8 +11,8 @@
 //! the store, so that any of them may die at any point. All of it is throttled.
 //!
 //! Invariants: a replica is given up only after its successor is durable; a chunk is deleted only
-//! when a registry state that is fresh does not want it here and nobody put it for as long as any
-//! write may take.
+//! when a registry state that is fresh does not want it here and nobody put it for longer than any
+//! write or copy may take.
 
 mod check;
 pub mod fsck;
@@ -47,6 +47,11 @@ use crate::tasks::{Stop, Tasks};
 const REGISTRY_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long one chunk may take on its way to another node.
 const COPY_TIME_MAX: Duration = Duration::from_secs(20);
+/// A chunk is put on all of its new nodes, and then the registry is told: nobody deletes it in
+/// between.
+const GARBAGE_AGE_MIN: Duration = Duration::from_secs(30);
+const _: () =
+    assert!(COPY_TIME_MAX.as_secs() + REGISTRY_TIME_MAX.as_secs() < GARBAGE_AGE_MIN.as_secs());
 /// A write is over so long after the patience of its caller.
 const WRITE_MARGIN: Duration = Duration::from_secs(5);
 
@@ -85,7 +90,10 @@ impl Rates {
             repair: settings.repair_rate,
             scrub: settings.scrub_rate,
             scrub_period: settings.scrub_period,
-            garbage_after: settings.garbage_after.max(settings.file_patience + WRITE_MARGIN),
+            garbage_after: settings
+                .garbage_after
+                .max(settings.file_patience + WRITE_MARGIN)
+                .max(GARBAGE_AGE_MIN),
         }
     }
 }
