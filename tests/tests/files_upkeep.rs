@@ -14,12 +14,13 @@ use unum_tests::{Playground, cannot_run_daemons, text, word};
 
 const MIB: u64 = 1 << 20;
 
-/// Files of random bytes, `mib` mebibytes and as many chunks each.
+/// Files of random bytes, `mib` mebibytes and as many chunks each, with all of their replicas.
 fn write_files(playground: &Playground, machine: &str, count: u32, mib: u64) -> String {
     let write = "dd if=/dev/urandom iflag=fullblock bs=1M conv=fsync status=none";
     let script =
         format!("for i in $(seq {count}); do {write} of=/unum/f$i count={mib} || exit; done");
     playground.does(machine, &script);
+    is_clean(playground, machine, "");
     sums(playground, machine)
 }
 
