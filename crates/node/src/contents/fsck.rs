@@ -145,10 +145,12 @@ impl Run<'_> {
             tally.reply.inodes = self.tree.usage().inodes;
         }
         join_all(self.alive().map(|member| self.check_node(member))).await;
-        self.say("counting replicas");
+        locked(&self.tally).total = 0;
         if !self.request.repair {
+            self.say("waiting for copies that are under way");
             self.wait_for_copies().await;
         }
+        self.say("counting replicas");
         self.count_replicas().await
     }
 
@@ -390,8 +392,11 @@ impl Run<'_> {
             }
             Need::Move(_) => return,
             Need::Copies(transfer) => {
-                let mut what =
-                    format!("chunk {id} lacks {} replicas on nodes that live", transfer.count);
+                let lacks = match transfer.count {
+                    1 => "a replica".into(),
+                    count => format!("{count} replicas"),
+                };
+                let mut what = format!("chunk {id} lacks {lacks} on nodes that live");
                 let item = Item { id, chunk: chunk.clone(), transfer, is_move: false };
                 let mended = match self.request.repair {
                     false => false,
