@@ -273,7 +273,8 @@ async fn connect_kernel(plan: &Plan<'_>, world: &World) -> Result<Connection, Mo
     let connection = Connection::establish(path, Lane(rand::random()))?;
     match connection.to_keep() {
         Ok((descriptor, note)) => {
-            if let Err(error) = world.keep(KEPT_NAME, note, descriptor).await {
+            let ledger = trusted_path(plan.settings);
+            if let Err(error) = world.keep(KEPT_NAME, note, descriptor, &ledger).await {
                 tracing::warn!(%error, "unum-init does not keep the mount: it ends with this daemon");
             }
         }
@@ -312,12 +313,18 @@ fn make_files(
         proposer: Proposer::new(plan.registry.clone()),
         patience: plan.settings.file_patience,
         notifier: connection.notifier(),
+        drops_names: connection.drops_names(),
     };
     let run_dir = &plan.settings.run_dir;
-    let (handles, trusted) = (run_dir.join("handles"), run_dir.join("trusted"));
+    let (handles, trusted) = (run_dir.join("handles"), trusted_path(plan.settings));
     let kept = files::Kept { handles: &handles, trusted: &trusted };
     Files::new(parts, &kept, connection.fresh)
         .map_err(|error| ServiceError::Handles { path: run_dir.clone(), error })
+}
+
+/// Where it is written what the kernel may cache.
+fn trusted_path(settings: &Settings) -> PathBuf {
+    settings.run_dir.join("trusted")
 }
 
 async fn until(stop: Stop, work: impl Future<Output = ()>) {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -245,14 +246,17 @@ impl World {
         }
     }
 
-    /// Gives unum-init a note and a descriptor to hold for the next daemon.
+    /// Gives unum-init a note and a FUSE descriptor to hold for the next daemon, with the path of the
+    /// list of what the kernel may cache.
     pub async fn keep(
         &self,
         name: &str,
         note: Vec<u8>,
         descriptor: OwnedFd,
+        ledger: &Path,
     ) -> Result<(), WorldError> {
-        let keep = Keep { name: name.to_owned(), note: note.into(), descriptor: true };
+        let ledger = Bytes::copy_from_slice(ledger.as_os_str().as_bytes());
+        let keep = Keep { name: name.to_owned(), note: note.into(), descriptor: true, ledger };
         self.exchange(Ask::Keep(keep).into(), Some(descriptor), None).await.map(drop)
     }
 

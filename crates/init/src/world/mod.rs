@@ -28,7 +28,7 @@ use unum_sys::process::{self, Rlimit, SignalFd};
 
 use crate::blocks::Guard;
 use crate::connection::Connection;
-use crate::kept::Keepsakes;
+use crate::kept::{DEADLINE_NEAR, Keepsakes};
 use crate::poll::{EventFlags, Poll, Watched};
 use crate::program::{Program, ReplyTo};
 use crate::signals::{SIGCONT, SIGTERM};
@@ -37,6 +37,7 @@ use numbers::open_cursor;
 
 /// Between two looks at what is not urgent.
 const SLOW_TICK: Duration = Duration::from_millis(250);
+const _: () = assert!(SLOW_TICK.as_millis() < DEADLINE_NEAR.as_millis());
 /// How often an ending world is looked at: whether it is empty.
 const ENDING_LOOK: Duration = Duration::from_millis(20);
 /// How often an empty one is: somebody may have entered it from outside.
@@ -156,6 +157,7 @@ impl World {
                 self.slow_tick = Instant::now();
                 self.stirred = false;
                 self.tick();
+                self.kept.look_at_deadlines();
             }
             self.pump();
             self.rearm();
@@ -168,6 +170,11 @@ impl World {
 
     /// How long nothing needs a look if no descriptor says otherwise.
     fn pause(&self) -> Duration {
+        let pause = self.pause_without_caches();
+        if self.kept.has_watches() { pause.min(SLOW_TICK) } else { pause }
+    }
+
+    fn pause_without_caches(&self) -> Duration {
         if self.ending.is_some() {
             return ENDING_LOOK;
         }

@@ -354,9 +354,11 @@ fn keepsakes_outlive_their_client() {
     let path = world.path().join("kept");
     std::fs::write(&path, "kept bytes").expect("write");
     let file = std::fs::File::open(&path).expect("open");
-    let keep = Keep { name: "f".into(), note: "a note".into(), descriptor: true };
+    let keep =
+        Keep { name: "f".into(), note: "a note".into(), descriptor: true, ledger: "".into() };
     client.call_with(Ask::Keep(keep), Some(file.into())).expect("keep");
-    let keep = Keep { name: "n".into(), note: "alone".into(), descriptor: false };
+    let keep =
+        Keep { name: "n".into(), note: "alone".into(), descriptor: false, ledger: "".into() };
     client.call(Ask::Keep(keep)).expect("keep");
     drop(client);
     let mut client = world.connect();

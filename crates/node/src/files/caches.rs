@@ -42,9 +42,9 @@ use crate::registry::{Changed, Registry};
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How often the lease is looked at.
 const LOOK: Duration = Duration::from_millis(256);
-/// All is taken back when the lease ends sooner than this: there must be time for it and for a late
-/// look.
-const LAPSE_MARGIN: Duration = Duration::from_millis(512);
+/// All is taken back when the lease ends sooner than this, and before unum-init does it: there must be time
+/// for it and for a late look.
+const LAPSE_MARGIN: Duration = Duration::from_millis(384);
 /// How long a change by others waits for calls of this node's kernel that are in flight.
 const RECALL_PATIENCE: Duration = Duration::from_millis(20);
 /// The same, when the daemon goes: the next one takes back what is left.
@@ -88,6 +88,8 @@ struct Restless {
 struct State {
     /// A lease is held, and not about to end.
     trusting: bool,
+    /// Until then others leave the kernel's caches alone.
+    until: Instant,
     /// Nobody will keep the caches true.
     retired: bool,
     ledger: Ledger,
@@ -103,6 +105,8 @@ pub(super) struct Caches {
     registry: Registry,
     notifier: Notifier,
     hasher: RandomState,
+    /// The kernel can drop all names at once if this daemon dies.
+    trusts_names: bool,
     /// Never held across an await, nor while the kernel is told anything that may wait.
     state: Mutex<State>,
     recalls: mpsc::SyncSender<Batch>,
@@ -115,16 +119,18 @@ struct Batch {
 }
 
 impl Caches {
-    /// `ledger`: where it is written down what the kernel is trusted with.
+    /// `trusts_names`: the kernel can drop all names at once. `ledger`: where it is written down what the kernel is trusted with.
     pub fn new(
         node: NodeId,
         registry: Registry,
         notifier: Notifier,
+        trusts_names: bool,
         ledger: &Path,
     ) -> std::io::Result<Arc<Self>> {
         let (recalls, queue) = mpsc::sync_channel(RECALLS_MAX);
         let state = State {
             trusting: false,
+            until: Instant::now(),
             retired: false,
             ledger: Ledger::open(ledger)?,
             names: HashMap::new(),
@@ -142,6 +148,7 @@ impl Caches {
             registry,
             notifier,
             hasher: RandomState::new(),
+            trusts_names,
             state: Mutex::new(state),
             recalls,
         }))
@@ -164,7 +171,8 @@ impl Caches {
         let now = Instant::now();
         let mut state = self.state();
         let state = &mut *state;
-        if !state.trusting || state.restless.get(&parent).is_some_and(|rest| now < rest.until) {
+        let restless = state.restless.get(&parent).is_some_and(|restless| now < restless.until);
+        if !self.trusts_names || restless || !state.is_trusting(now) {
             return Duration::ZERO;
         }
         if !state.names.contains_key(&key)
@@ -197,7 +205,7 @@ impl Caches {
         let mut state = self.state();
         let state = &mut *state;
         let trusted = state.inodes.get(&ino).is_some_and(|known| known.attributes);
-        if !state.trusting
+        if !state.is_trusting(Instant::now())
             || !trusted && !state.enter(Trusted::Attributes(Nodeid(ino.0)), state.inodes.len())
         {
             return Duration::ZERO;
@@ -211,7 +219,7 @@ impl Caches {
     pub fn keep_pages(&self, tree: &Tree, ino: Ino) -> bool {
         let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else { return false };
         let mut state = self.state();
-        if !state.trusting {
+        if !state.is_trusting(Instant::now()) {
             return false;
         }
         let full = state.inodes.len() >= TRUSTED_MAX;
@@ -264,14 +272,15 @@ impl Caches {
                 );
             }
             self.recall_all().await;
-        } else if safe && !trusting {
-            self.trust();
+        } else if let Some(left) = left.filter(|_| safe) {
+            self.trust(left);
         }
     }
 
-    fn trust(&self) {
+    fn trust(&self, left: Duration) {
         let mut state = self.state();
-        state.trusting = !state.retired;
+        state.trusting = !state.retired && state.ledger.extend(left).is_ok();
+        state.until = Instant::now() + left;
     }
 
     /// Takes everything back and trusts nothing from now on.
@@ -292,7 +301,7 @@ impl Caches {
         let notifier = self.notifier.clone();
         let recalled = tokio::task::spawn_blocking(move || Ledger::recall(&path, &notifier)).await;
         match recalled {
-            Ok(Ok(_)) => {}
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "what the kernel caches cannot be read"),
             Err(error) => tracing::error!(%error, "the kernel's caches could not be emptied"),
         }
@@ -307,11 +316,8 @@ impl Caches {
 
     async fn drop_changed(&self, changed: Changed) {
         if changed.all {
-            let trusted = self.state().trusting;
+            // The next look at the lease goes on from here.
             self.recall_all().await;
-            if trusted {
-                self.trust();
-            }
             return;
         }
         let (recalls, again) = self.registry.read(|state| self.plan(state.tree(), &changed));
@@ -380,6 +386,10 @@ impl Caches {
 }
 
 impl State {
+    fn is_trusting(&self, now: Instant) -> bool {
+        self.trusting && now + LAPSE_MARGIN <= self.until
+    }
+
     /// Writes down what the kernel will be trusted with. False: it is not to be trusted.
     fn enter(&mut self, trusted: Trusted<'_>, present: usize) -> bool {
         self.full |= present >= TRUSTED_MAX;

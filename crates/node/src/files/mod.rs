@@ -68,6 +68,8 @@ pub struct Parts {
     pub patience: Duration,
     /// Of the FUSE connection.
     pub notifier: Notifier,
+    /// Its kernel can drop all names at once.
+    pub drops_names: bool,
 }
 
 /// Files that the service keeps where a daemon's death does not reach, but a machine's does.
@@ -94,7 +96,7 @@ impl Files {
     /// `fresh`: the mount is new.
     pub fn new(parts: Parts, kept: &Kept<'_>, fresh: bool) -> std::io::Result<Arc<Self>> {
         let (registry, notifier) = (parts.registry.clone(), parts.notifier.clone());
-        let caches = Caches::new(parts.node, registry, notifier, kept.trusted)?;
+        let caches = Caches::new(parts.node, registry, notifier, parts.drops_names, kept.trusted)?;
         Ok(Arc::new(Self {
             parts,
             caches,

@@ -86,6 +86,11 @@ impl Connection {
         Some(Self { session, lane: Lane(note.lane), fresh: false, path: path.to_owned() })
     }
 
+    /// Whether the kernel can drop all names that it caches at once (Linux 6.16).
+    pub fn drops_names(&self) -> bool {
+        self.session.negotiated().expires_all_entries()
+    }
+
     pub fn notifier(&self) -> Notifier {
         self.session.notifier()
     }

@@ -91,7 +91,7 @@ mod tests {
         let size = FRAME_SIZE_MAX + 1;
         assert_eq!(taken(&mut decoder), Err(FrameError::TooLong { size }));
         let note = Bytes::from(vec![0; size]);
-        let keep = Keep { name: String::new(), note, descriptor: false };
+        let keep = Keep { name: String::new(), note, descriptor: false, ledger: Bytes::new() };
         let request = Request::from(Ask::Keep(keep));
         let refused = encode(&request, &mut BytesMut::new());
         assert!(matches!(refused, Err(FrameError::TooLong { .. })));

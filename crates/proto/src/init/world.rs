@@ -39,6 +39,10 @@ pub struct Keep {
     /// A descriptor comes with this frame.
     #[prost(bool, tag = "3")]
     pub descriptor: bool,
+    /// The descriptor is of a FUSE device. What its kernel may cache is written in this file, with a
+    /// deadline; when it comes near, unum-init takes all back. Empty: there is no such file.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub ledger: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]

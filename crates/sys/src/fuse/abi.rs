@@ -9,6 +9,9 @@ pub const MINOR: u32 = 45;
 /// Oldest minor accepted: 7.36 (Linux 5.17) brought the 64-bit capability word that we rely on.
 pub const MINOR_MIN: u32 = 36;
 
+/// 7.44 (Linux 6.16) brought the notification that expires all names.
+pub const INC_EPOCH_MINOR: u32 = 44;
+
 /// Size of `fuse_in_header` and `fuse_out_header` in bytes.
 pub const IN_HEADER_SIZE: usize = 40;
 pub const OUT_HEADER_SIZE: usize = 16;

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use super::notify::Notifier;
 use super::types::BackingId;
 
 const DEVICE_PATH: &str = "/dev/fuse";
@@ -54,6 +55,11 @@ impl Device {
     /// Takes a descriptor that was opened, and perhaps mounted, by somebody else.
     pub fn from_fd(fd: OwnedFd) -> Device {
         Device { file: Arc::new(File::from(fd)) }
+    }
+
+    /// For whoever serves nothing itself.
+    pub fn notifier(&self) -> Notifier {
+        Notifier::new(self.clone())
     }
 
     /// A second queue end of the same connection; see the module's words on its lifetime.

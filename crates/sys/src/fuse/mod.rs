@@ -29,7 +29,7 @@ mod types;
 pub use decode::{DecodeError, Decoded, Dialect, decode};
 pub use device::Device;
 pub use directory::{Added, DirectoryBuffer};
-pub use ledger::{Ledger, Trusted};
+pub use ledger::{Ledger, Outline, Trusted};
 pub use mount::{ConnectionId, MountOptions, Unmount, mount, unmount};
 pub use notify::{Cached, Discard, Notifier, NotifyError};
 pub use operation::{

@@ -127,6 +127,11 @@ impl Negotiated {
         (rest.is_empty() && agreed.max_write <= WRITE_MAX_BYTES).then_some(agreed)
     }
 
+    /// Whether the kernel knows [`Notifier::expire_all_entries`].
+    pub fn expires_all_entries(&self) -> bool {
+        self.minor >= abi::INC_EPOCH_MINOR
+    }
+
     fn agree(wishes: &Wishes, offer: &InitOffer) -> Result<Negotiated, StartError> {
         let offered = offer.capabilities;
         if offer.minor < abi::MINOR_MIN {
@@ -265,7 +270,7 @@ impl Session {
     }
 
     pub fn notifier(&self) -> Notifier {
-        Notifier::new(self.device.clone())
+        self.device.notifier()
     }
 
     /// How many requests were read and are not answered yet.

@@ -1,0 +1,114 @@
+//! What one machine changed, every other shows: also from its kernel's caches, also when its daemon
+//! does not get to run.
+
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use unum_tests::Playground;
+use unum_tests::actor::{Answer, actors, cannot_run_files};
+use unum_tests::coherence::Model;
+
+/// Random calls in the test; the program `files_coherence` does more.
+const CALLS: u32 = 2500;
+
+#[test]
+fn each_answer_shows_all_calls_before_it() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let mut actors = actors(&playground, ["n1", "n2", "n3"]);
+    let mut rng = StdRng::seed_from_u64(7);
+    for root in ["/unum/first", "/unum/second", "/unum/third"] {
+        actors[0].run(&[&format!("os.mkdir('{root}')")]);
+        let mut model = Model::new(root, actors.len());
+        for _ in 0..CALLS / 3 {
+            model.step(&mut rng, &mut actors);
+        }
+    }
+}
+
+#[test]
+fn a_node_whose_daemon_stands_still_shows_nothing_stale() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = actors(&playground, ["n1", "n2"]);
+    let look = "os.fstat(f).st_size, os.path.exists('/unum/d/gone'), read('/unum/d/name')";
+    for round in 0..2 {
+        a.run(&[
+            "os.makedirs('/unum/d', exist_ok=True)",
+            "write('/unum/d/file', b'old')",
+            "write('/unum/d/gone', b'')",
+            "write('/unum/d/name', b'old')",
+        ]);
+        b.run(&["f = os.open('/unum/d/file', os.O_RDONLY)"]);
+        // Long enough at rest to be cached.
+        std::thread::sleep(Duration::from_secs(2));
+        for _ in 0..3 {
+            b.expect(look, "(3, True, b'old')");
+        }
+
+        // A daemon that was killed is started again; one that stands still is missed by nobody but
+        // the other machines.
+        let stop = if round == 0 { "-STOP" } else { "-KILL" };
+        playground.does("n2", &format!("kill {stop} $(pidof unumd)"));
+        a.run(&[
+            "write('/unum/d/file', b'longer')",
+            "os.unlink('/unum/d/gone')",
+            "write('/unum/d/new', b'new')",
+            "os.rename('/unum/d/new', '/unum/d/name')",
+        ]);
+        b.tell(look);
+        if round == 0 {
+            assert_eq!(b.look(), Answer::Waits, "whatever needs the daemon waits for it");
+            playground.does("n2", "kill -CONT $(pidof unumd)");
+        }
+        assert_eq!(b.answer(), "(6, False, b'new')", "round {round}");
+        b.run(&["os.close(f)"]);
+    }
+}
+
+/// Each machine's call in one directory may wait for what the others' are in the way of.
+#[test]
+fn machines_that_change_the_same_things_at_once_do_not_block_each_other() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let mut actors = actors(&playground, ["n1", "n2", "n3"]);
+    actors[0].run(&["os.mkdir('/unum/d')", "write('/unum/d/shared', b'x' * 5000)"]);
+    let look = "[os.path.exists('/unum/d/' + n) for n in ['shared', 'a0', 'a1', 'a2']] and None";
+    for actor in &mut actors {
+        actor.run(&[
+            look,
+            "f = os.open('/unum/d/shared', os.O_RDWR)",
+            "os.pread(f, 5000, 0) and None",
+        ]);
+    }
+    for work in [
+        "[(write('/unum/d/a%', b'%' * 9), os.rename('/unum/d/a%', '/unum/d/shared')) \
+         for _ in range(60)] and None",
+        "[(os.pwrite(f, b'%' * 9, 100), os.pread(f, 200, 0)) for _ in range(60)] and None",
+        "[(os.close(os.open('/unum/d/b%', os.O_CREAT | os.O_EXCL)), os.unlink('/unum/d/b%')) \
+         for _ in range(60)] and None",
+    ] {
+        // At rest, so that all trust what is there.
+        std::thread::sleep(Duration::from_millis(1500));
+        actors.iter_mut().for_each(|actor| actor.run(&[look]));
+        for (number, actor) in actors.iter_mut().enumerate() {
+            actor.tell(&work.replace('%', &number.to_string()));
+        }
+        for actor in &mut actors {
+            assert_eq!(actor.answer(), "ok");
+        }
+    }
+    let last = actors[0].call("read('/unum/d/shared')");
+    assert!(["b'000000000'", "b'111111111'", "b'222222222'"].contains(&&*last), "{last}");
+    for actor in &mut actors {
+        actor.expect("read('/unum/d/shared')", &last);
+        actor.expect("sorted(os.listdir('/unum/d'))", "['shared']");
+    }
+}
