@@ -63,6 +63,12 @@ impl Playground {
         &self.name
     }
 
+    /// What a machine's daemon keeps, as this computer sees it.
+    pub fn disk(&self, machine: &str) -> PathBuf {
+        let parent = std::env::var("XDG_STATE_HOME").unwrap_or("/var/tmp".into());
+        PathBuf::from(parent).join(format!("unum-dev-{}", self.name)).join(machine).join("data")
+    }
+
     /// A verb of `unum dev` on this playground, with its output.
     pub fn dev(&self, verb: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(verb);

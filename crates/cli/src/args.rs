@@ -60,6 +60,18 @@ pub enum Verb {
     Nodes,
     /// Show how this node and the cluster are
     Status,
+    /// Check the file tree and the contents of all files on all nodes
+    ///
+    /// The exit status is the sum of 1 (something was mended), 4 (something is left that is wrong)
+    /// and 8 (not everything could be checked).
+    Fsck {
+        /// Read all contents and compare them with their hashes
+        #[arg(long)]
+        deep: bool,
+        /// Mend what is wrong where another node has a good copy
+        #[arg(long)]
+        repair: bool,
+    },
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(TokenVerb),

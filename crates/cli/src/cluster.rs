@@ -9,8 +9,9 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use unum_proto::admin::{
-    DaemonState, LeaveRequest, Node, NodeRole, NodeState, NodesRequest, RemoveRequest, StatusReply,
-    StatusRequest, Token as TokenMessage, TokenCreateRequest, TokenListRequest, TokenRevokeRequest,
+    DaemonState, LeaveRequest, Node, NodeRole, NodeState, NodesRequest, RemoveRequest, Scrub,
+    StatusReply, StatusRequest, Token as TokenMessage, TokenCreateRequest, TokenListRequest,
+    TokenRevokeRequest, Upkeep, Work,
 };
 
 use crate::args::{Role, TokenVerb};
@@ -148,6 +149,67 @@ struct StatusObject {
     daemon_pid: u32,
     started: Option<String>,
     warnings: Vec<String>,
+    upkeep: Option<UpkeepObject>,
+}
+
+#[derive(Serialize)]
+struct UpkeepObject {
+    repair: Option<WorkObject>,
+    moving: Option<WorkObject>,
+    chunks_without_source: u64,
+    scrub: Option<ScrubObject>,
+}
+
+#[derive(Serialize)]
+struct WorkObject {
+    chunks: u64,
+    bytes: u64,
+    done_bytes: u64,
+    bytes_per_second: Option<u64>,
+    seconds_left: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ScrubObject {
+    running: bool,
+    checked_bytes: u64,
+    total_bytes: u64,
+    finished: Option<String>,
+    found: u64,
+    mended: u64,
+    unmended: u64,
+}
+
+impl From<&Upkeep> for UpkeepObject {
+    fn from(upkeep: &Upkeep) -> Self {
+        let scrub = upkeep.scrub.as_ref().map(|scrub| ScrubObject {
+            running: scrub.began_ms != 0,
+            checked_bytes: scrub.checked_bytes,
+            total_bytes: scrub.total_bytes,
+            finished: timestamp(scrub.finished_ms),
+            found: scrub.found,
+            mended: scrub.mended,
+            unmended: scrub.unmended,
+        });
+        Self {
+            repair: upkeep.repair.as_ref().map(WorkObject::from),
+            moving: upkeep.moving.as_ref().map(WorkObject::from),
+            chunks_without_source: upkeep.chunks_without_source,
+            scrub,
+        }
+    }
+}
+
+impl From<&Work> for WorkObject {
+    fn from(work: &Work) -> Self {
+        Self {
+            chunks: work.chunks,
+            bytes: work.bytes,
+            done_bytes: work.done_bytes,
+            bytes_per_second: Some(work.rate).filter(|rate| *rate != 0),
+            seconds_left: Some(work.left_ms.div_ceil(1000)).filter(|left| *left != 0),
+        }
+    }
 }
 
 impl From<&StatusReply> for StatusObject {
@@ -176,6 +238,7 @@ impl From<&StatusReply> for StatusObject {
             daemon_pid: status.daemon_pid,
             started: timestamp(status.started_ms),
             warnings: status.warnings.clone(),
+            upkeep: status.upkeep.as_ref().map(UpkeepObject::from),
         }
     }
 }
@@ -221,9 +284,7 @@ fn member_lines(status: &StatusReply) -> Vec<String> {
         format!("voters    {} of {} alive, leader: {leader}", status.voters_alive, status.voters),
     ];
     lines.extend(survival_lines(status));
-    if status.chunks_degraded > 0 {
-        lines.push(format!("files     {} chunks lack replicas", status.chunks_degraded));
-    }
+    lines.extend(files_lines(status));
     if !status.mount.is_empty() {
         lines.push(format!("mount     {}", status.mount));
     }
@@ -231,6 +292,77 @@ fn member_lines(status: &StatusReply) -> Vec<String> {
         lines.push(format!("identity  valid until {expires}"));
     }
     lines
+}
+
+/// What is done for the contents of files, where there is something to say.
+fn files_lines(status: &StatusReply) -> Vec<String> {
+    let upkeep = status.upkeep.clone().unwrap_or_default();
+    let mut lines = Vec::new();
+    if let Some(work) = &upkeep.repair {
+        let chunks = status.chunks_degraded.max(work.chunks);
+        lines.push(format!("files     {chunks} chunks lack replicas; {}", copying(work)));
+    } else if status.chunks_degraded > 0 {
+        let when = "copied anew when a dead node stays away or is removed";
+        lines.push(format!("files     {} chunks lack replicas; {when}", status.chunks_degraded));
+    }
+    if upkeep.chunks_without_source > 0 {
+        let chunks = upkeep.chunks_without_source;
+        lines.push(format!("files     {chunks} chunks are on no node that lives: see `unum fsck`"));
+    }
+    if let Some(work) = &upkeep.moving {
+        let chunks = work.chunks;
+        lines.push(format!("files     {chunks} chunks move to other nodes; {}", copying(work)));
+    }
+    lines.extend(upkeep.scrub.as_ref().and_then(scrub_line));
+    lines
+}
+
+fn copying(work: &Work) -> String {
+    let (done, all) = (size(work.done_bytes), size(work.done_bytes + work.bytes));
+    let rate = match work.rate {
+        0 => String::new(),
+        rate => format!(", {}/s", size(rate)),
+    };
+    let left = match work.left_ms {
+        0 => String::new(),
+        ms => format!(", {} left", time_text(Duration::from_millis(ms))),
+    };
+    format!("{done} of {all} copied{rate}{left}")
+}
+
+fn scrub_line(scrub: &Scrub) -> Option<String> {
+    let mut told = Vec::new();
+    if scrub.began_ms != 0 && scrub.total_bytes > 0 {
+        told.push(format!(
+            "{} of {} checked here",
+            size(scrub.checked_bytes),
+            size(scrub.total_bytes)
+        ));
+    }
+    if scrub.found > 0 {
+        told.push(format!("{} damaged replicas found, {} mended", scrub.found, scrub.mended));
+    }
+    if scrub.unmended > 0 {
+        told.push(format!("{} without a good copy", scrub.unmended));
+    }
+    (!told.is_empty()).then(|| format!("scrub     {}", told.join("; ")))
+}
+
+/// Bytes as people like to read them.
+pub fn size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+fn time_text(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..=119 => format!("{seconds} s"),
+        seconds @ 120..=7199 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
 }
 
 /// What the daemon says of it, as a sentence, wrapped; else the bare number.
@@ -429,6 +561,46 @@ mod tests {
         let rows: Vec<NodeRow> = nodes.iter().map(NodeRow::from).collect();
         let text = nodes_table(&nodes, &rows, &out).render(crate::output::TABLE_WIDTH_MAX);
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    }
+
+    #[test]
+    fn what_is_done_for_files_is_told_in_lines_that_fit() {
+        let status = |chunks_degraded, upkeep| {
+            let status =
+                StatusReply { chunks_degraded, upkeep: Some(upkeep), ..Default::default() };
+            let lines = files_lines(&status);
+            assert!(lines.iter().all(|line| line.chars().count() <= 100), "{lines:?}");
+            lines.join("\n")
+        };
+        assert_eq!(status(0, Upkeep::default()), "");
+        let rest = Scrub { checked_bytes: 5, total_bytes: 5, ..Scrub::default() };
+        assert_eq!(status(0, Upkeep { scrub: Some(rest), ..Upkeep::default() }), "");
+        let work = |chunks, rate, left_ms| {
+            Some(Work { chunks, bytes: 36 << 20, done_bytes: 12 << 20, rate, left_ms })
+        };
+        let busy = Upkeep {
+            repair: work(36, 2 << 20, 18_000),
+            moving: work(1_000_000, 0, 0),
+            chunks_without_source: 3,
+            scrub: Some(Scrub {
+                began_ms: 1,
+                checked_bytes: 5 << 30,
+                total_bytes: 7 << 40,
+                found: 3,
+                mended: 2,
+                unmended: 1,
+                ..Scrub::default()
+            }),
+        };
+        expect![[r#"
+            files     36 chunks lack replicas; 12.0 MiB of 48.0 MiB copied, 2.0 MiB/s, 18 s left
+            files     3 chunks are on no node that lives: see `unum fsck`
+            files     1000000 chunks move to other nodes; 12.0 MiB of 48.0 MiB copied
+            scrub     5.0 GiB of 7.0 TiB checked here; 3 damaged replicas found, 2 mended; 1 without a good copy"#]]
+        .assert_eq(&status(36, busy));
+        expect![[r#"
+            files     7 chunks lack replicas; copied anew when a dead node stays away or is removed"#]]
+        .assert_eq(&status(7, Upkeep::default()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod cluster;
 mod daemon;
 pub mod dev;
 mod failure;
+mod fsck;
 mod lifecycle;
 mod manual;
 mod output;
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Remove { node, force } => cluster::remove(&socket, node, force, &out).map(done),
         Verb::Nodes => cluster::nodes(&socket, &out).map(done),
         Verb::Status => cluster::status(&socket, &out).map(done),
+        Verb::Fsck { deep, repair } => fsck::run(&socket, deep, repair, &out),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
         Verb::Run { node, detach, time, command } => {
             run::run(&socket, &run::RunOrder { node, detach, time, command }, &out)

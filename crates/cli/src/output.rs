@@ -72,6 +72,13 @@ impl Output {
         }
     }
 
+    /// The same in place of what it was told last; nothing takes that away.
+    pub fn progress_line(&self, text: &str) {
+        if self.progress {
+            eprint!("\r\x1b[K{text}");
+        }
+    }
+
     pub fn tone(&self, tone: Tone, text: &str) -> String {
         let code = match tone {
             Tone::Good => "32",

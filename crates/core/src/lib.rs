@@ -4,6 +4,8 @@
 pub mod lease;
 pub mod limits;
 pub mod placement;
+pub mod progress;
 pub mod registry;
+pub mod throttle;
 pub mod time;
 pub mod tree;

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod beats;
 pub mod cluster;
+pub mod contents;
 pub mod daemon;
 pub mod files;
 pub mod membership;

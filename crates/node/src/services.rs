@@ -24,6 +24,7 @@ use unum_sys::world::World as WorldStart;
 
 use crate::beats::beat;
 use crate::cluster::proposer::Proposer;
+use crate::contents::{self, Contents};
 use crate::files::mount::{Connection, KEPT_NAME, MountError, Mounted};
 use crate::files::replicas::{Candidates, Replicas};
 use crate::files::{self, Cluster, Files};
@@ -73,6 +74,7 @@ pub struct Plan<'a> {
 /// The services of a running node.
 pub struct Services {
     pub replicas: Replicas,
+    pub contents: Arc<Contents>,
     /// None: see `limits`.
     pub processes: Option<Processes>,
     pub limits: Vec<String>,
@@ -104,6 +106,7 @@ impl Services {
             plan.settings.replicas as usize,
             rand::random(),
         );
+        let contents = make_contents(&plan, &replicas, &cluster);
         let mut limits = Vec::new();
         let (world, connection) = match plan.settings.worker {
             true => enter_world(&plan, &mut limits).await,
@@ -117,6 +120,7 @@ impl Services {
         let files = connection.as_ref().map(|connection| make_files(&plan, &replicas, connection));
         Ok(Arc::new(Self {
             replicas,
+            contents,
             processes,
             limits,
             world,
@@ -131,7 +135,7 @@ impl Services {
 
     /// What other nodes may call.
     pub fn routes(&self) -> Router {
-        let mut routes = self.replicas.routes();
+        let mut routes = self.replicas.routes().merge(self.contents.routes());
         if let Some(files) = &self.files {
             routes = routes.merge(files::upkeep_routes(files));
         } else {
@@ -148,6 +152,7 @@ impl Services {
 
     /// Answers the kernel and starts the upkeep.
     pub fn start(self: &Arc<Self>) {
+        self.contents.run(&self.tasks);
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(files), Some(connection)) = (&self.files, connection) {
             files::start_upkeep(files, self.cluster.clone(), &self.client, &self.tasks);
@@ -276,6 +281,23 @@ async fn connect_kernel(plan: &Plan<'_>, world: &World) -> Result<Connection, Mo
         Err(error) => tracing::warn!(%error, "the FUSE descriptor cannot be shared"),
     }
     Ok(connection)
+}
+
+fn make_contents(
+    plan: &Plan<'_>,
+    replicas: &Replicas,
+    cluster: &Arc<ClusterView>,
+) -> Arc<Contents> {
+    Contents::new(contents::Parts {
+        node: plan.node,
+        registry: plan.registry.clone(),
+        proposer: Proposer::new(plan.registry.clone()),
+        client: plan.client.clone(),
+        replicas: replicas.clone(),
+        nodes: cluster.clone(),
+        rates: contents::Rates::of(plan.settings),
+        record: plan.settings.data_dir.join(crate::stores::UPKEEP).join("scrub.json"),
+    })
 }
 
 fn make_files(
@@ -448,7 +470,9 @@ impl Cluster for ClusterView {
             state.nodes().members().filter(may_have).map(|node| node.id).collect()
         })
     }
+}
 
+impl contents::Nodes for ClusterView {
     fn counting(&self) -> Vec<Place> {
         let now: Time = system_clock()();
         self.places(|node| match node.state {

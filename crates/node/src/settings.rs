@@ -39,6 +39,14 @@ pub struct Settings {
     pub replicas: u32,
     /// The copies of a node that went down count as copies for so long.
     pub repair_after: Duration,
+    /// Bytes per second that this node copies to restore or move replicas.
+    pub repair_rate: u64,
+    /// Bytes per second that the scrub reads.
+    pub scrub_rate: u64,
+    /// From the beginning of one scrub to that of the next.
+    pub scrub_period: Duration,
+    /// A chunk that no file uses is deleted when it is this old.
+    pub garbage_after: Duration,
     /// Forget at a power cut what was not synced, as a machine does: for playgrounds.
     pub volatile_writes: bool,
     pub worker: bool,
@@ -67,6 +75,10 @@ impl Default for Settings {
             raft_snapshot_entries: 20_000,
             replicas: 3,
             repair_after: Duration::from_secs(600),
+            repair_rate: 64 << 20,
+            scrub_rate: 8 << 20,
+            scrub_period: Duration::from_secs(7 * 86_400),
+            garbage_after: Duration::from_secs(600),
             volatile_writes: false,
             worker: true,
             file_patience: Duration::from_secs(10),
@@ -158,6 +170,31 @@ pub const KEYS: &[Key] = &[
         lifetime,
         shown_duration,
         "What a dead node held is copied anew after this: until then it may come back"
+    ),
+    key!(
+        repair_rate,
+        bytes,
+        shown_bytes,
+        "Bytes per second that this node copies at most to restore or move what nodes hold, as 64M"
+    ),
+    key!(
+        scrub_rate,
+        bytes,
+        shown_bytes,
+        "Bytes per second that this node reads at most to look for rot in what it holds"
+    ),
+    key!(
+        scrub_period,
+        lifetime,
+        shown_duration,
+        "Everything that this node holds is checked this often; longer if the rate asks for it"
+    ),
+    key!(
+        garbage_after,
+        lifetime,
+        shown_duration,
+        "The room of deleted files is freed after this (not sooner than 30s). It must be longer \
+         than any node's file_patience"
     ),
     key!(
         volatile_writes,
@@ -424,6 +461,33 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// `65536`, `512K`, `64M` or `1G`: a positive number, in powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| "write it as 65536, 512K, 64M or 1G")?;
+    let shift = match unit.trim() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("the unit must be K, M or G".into()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        Some(_) => Err("it must be more than nothing".into()),
+        None => Err("it is too much".into()),
+    }
+}
+
+fn shown_bytes(bytes: &u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    match units.iter().find(|(shift, _)| bytes.trailing_zeros() >= *shift) {
+        Some((shift, unit)) => quoted(&format!("{}{unit}", bytes >> shift)),
+        None => bytes.to_string(),
+    }
+}
+
 fn quoted(text: &str) -> String {
     toml::Value::String(text.into()).to_string()
 }
@@ -481,6 +545,12 @@ mod tests {
         settings.set("volatile_writes", "true").unwrap();
         assert_eq!(read(&settings.to_toml()).unwrap(), settings);
         assert_eq!(read("").unwrap().replicas, 3);
+        for (text, bytes) in [("512K", 512 << 10), ("3M", 3 << 20), ("2G", 2 << 30), ("1001", 1001)]
+        {
+            settings.set("scrub_rate", text).unwrap();
+            assert_eq!(settings.scrub_rate, bytes);
+            assert_eq!(read(&settings.to_toml()).unwrap(), settings);
+        }
     }
 
     #[test]
@@ -503,6 +573,9 @@ mod tests {
             "certificate_lifetime = '9 fortnights'",
             "gossip_period = '5m'",
             "replicas = 9",
+            "repair_rate = '7T'",
+            "repair_rate = '0M'",
+            "scrub_rate = '99999999999G'",
             "replicas = [1]",
             "name = 'a b'",
             "name = ",
@@ -516,6 +589,9 @@ mod tests {
             the setting `certificate_lifetime` cannot be `9 fortnights`: the unit must be ms, s, m, h or d
             the setting `gossip_period` cannot be `5m`: it must be between 10ms and 1m
             the setting `replicas` cannot be `9`: it must be between 1 and 7
+            the setting `repair_rate` cannot be `7T`: the unit must be K, M or G
+            the setting `repair_rate` cannot be `0M`: it must be more than nothing
+            the setting `scrub_rate` cannot be `99999999999G`: it is too much
             the setting `replicas` cannot be `[1]`: it must be text, a whole number, true or false
             the setting `name` cannot be `a b`: a name has 1 to 63 of a-z, 0-9 and inner hyphens
             the settings file unum.toml is not valid TOML: string values must be quoted, expected literal string"#]]

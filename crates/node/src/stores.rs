@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The directories below the data directory that hold a cluster's state.
-const STORES: [&str; 2] = ["registry", "chunks"];
+const STORES: [&str; 3] = ["registry", "chunks", UPKEEP];
+/// What the work on contents remembers; it may be lost.
+pub const UPKEEP: &str = "upkeep";
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

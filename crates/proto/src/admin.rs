@@ -279,6 +279,199 @@ pub struct StatusReply {
     /// What an operator should know, one sentence each: a full disk, a missing right, a lost clock.
     #[prost(string, repeated, tag = "21")]
     pub warnings: Vec<String>,
+    /// What is being done for the contents of files.
+    #[prost(message, optional, tag = "22")]
+    pub upkeep: Option<Upkeep>,
+}
+
+/// How the contents of files are kept.
+#[derive(Clone, PartialEq, Message)]
+pub struct Upkeep {
+    /// In the whole cluster: replicas that are being made because there are too few.
+    #[prost(message, optional, tag = "1")]
+    pub repair: Option<Work>,
+    /// In the whole cluster: replicas on their way to other nodes.
+    #[prost(message, optional, tag = "2")]
+    pub moving: Option<Work>,
+    /// Chunks that need replicas and that no living node holds.
+    #[prost(uint64, tag = "3")]
+    pub chunks_without_source: u64,
+    /// On the node that answers.
+    #[prost(message, optional, tag = "4")]
+    pub scrub: Option<Scrub>,
+}
+
+/// Copying, and how long it will take.
+#[derive(Clone, PartialEq, Message)]
+pub struct Work {
+    #[prost(uint64, tag = "1")]
+    pub chunks: u64,
+    /// Bytes still to be copied.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Bytes copied since there was nothing to do.
+    #[prost(uint64, tag = "3")]
+    pub done_bytes: u64,
+    /// Bytes per second; 0: not known yet, or nothing moves.
+    #[prost(uint64, tag = "4")]
+    pub rate: u64,
+    /// 0: not known.
+    #[prost(uint64, tag = "5")]
+    pub left_ms: u64,
+}
+
+/// The reading of everything that a node holds, to find rot.
+#[derive(Clone, PartialEq, Message)]
+pub struct Scrub {
+    /// 0: it rests.
+    #[prost(uint64, tag = "1")]
+    pub began_ms: u64,
+    /// Of this one, or of the last one if it rests.
+    #[prost(uint64, tag = "2")]
+    pub checked_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub total_bytes: u64,
+    /// When the last one ended; 0: never.
+    #[prost(uint64, tag = "4")]
+    pub finished_ms: u64,
+    /// Replicas here that were missing or damaged, since the node joined.
+    #[prost(uint64, tag = "5")]
+    pub found: u64,
+    /// Those of them that were mended.
+    #[prost(uint64, tag = "6")]
+    pub mended: u64,
+    /// Those that cannot be mended now, since no other node has a good replica.
+    #[prost(uint64, tag = "7")]
+    pub unmended: u64,
+}
+
+/// `admin.fsck`: checks the tree, and the stores of all nodes against it. The stream brings
+/// [`FsckEvent`]s, each behind its length in four bytes, big endian.
+#[derive(Clone, PartialEq, Message)]
+pub struct FsckRequest {
+    /// Reads all contents.
+    #[prost(bool, tag = "1")]
+    pub deep: bool,
+    #[prost(bool, tag = "2")]
+    pub repair: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FsckEvent {
+    #[prost(oneof = "fsck_event::Kind", tags = "1, 2")]
+    pub kind: Option<fsck_event::Kind>,
+}
+
+pub mod fsck_event {
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Progress(super::FsckProgress),
+        #[prost(message, tag = "2")]
+        Finding(super::FsckFinding),
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FsckProgress {
+    /// What is being done.
+    #[prost(string, tag = "1")]
+    pub what: String,
+    /// Replicas looked at, and all of them; 0 while that is not what is done.
+    #[prost(uint64, tag = "2")]
+    pub done: u64,
+    #[prost(uint64, tag = "3")]
+    pub total: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FsckFinding {
+    #[prost(enumeration = "FindingKind", tag = "1")]
+    pub kind: i32,
+    /// What is wrong, as a sentence.
+    #[prost(string, tag = "2")]
+    pub what: String,
+    /// The node's name; empty where none is to blame.
+    #[prost(string, tag = "3")]
+    pub node: String,
+    #[prost(string, tag = "4")]
+    pub chunk: String,
+    /// The file's inode; 0 where there is none.
+    #[prost(uint64, tag = "5")]
+    pub ino: u64,
+    /// Below the mount; empty where it has no name.
+    #[prost(bytes = "vec", tag = "6")]
+    pub path: Vec<u8>,
+    #[prost(bool, tag = "7")]
+    pub mended: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum FindingKind {
+    Unspecified = 0,
+    /// The tree breaks one of its own rules.
+    Tree = 1,
+    /// A replica is not there.
+    Missing = 2,
+    /// A replica has the wrong length.
+    Length = 3,
+    /// A replica's content is not what was written.
+    Rotten = 4,
+    /// Too few nodes that live hold a chunk.
+    Replicas = 5,
+    /// No node that lives holds a chunk.
+    Lost = 6,
+    /// A node keeps a chunk that nobody wants, for longer than it should.
+    Garbage = 7,
+    /// A node could not be asked.
+    Unchecked = 8,
+}
+
+impl FindingKind {
+    /// The word that people and JSON see. Stable.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Tree => "tree",
+            Self::Missing => "missing",
+            Self::Length => "length",
+            Self::Rotten => "rotten",
+            Self::Replicas => "replicas",
+            Self::Lost => "lost",
+            Self::Garbage => "garbage",
+            Self::Unchecked => "unchecked",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FsckReply {
+    #[prost(uint64, tag = "1")]
+    pub inodes: u64,
+    #[prost(uint64, tag = "2")]
+    pub chunks: u64,
+    #[prost(uint64, tag = "3")]
+    pub replicas: u64,
+    /// Of all replicas that were looked at.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Everything that is wrong, also what was too much to be told one by one.
+    #[prost(uint64, tag = "5")]
+    pub found: u64,
+    #[prost(uint64, tag = "6")]
+    pub mended: u64,
+    /// Nodes that could not be asked.
+    #[prost(uint64, tag = "7")]
+    pub unchecked: u64,
+    /// Deleted chunks whose room is not freed yet, and their bytes. Nothing is wrong with them.
+    #[prost(uint64, tag = "8")]
+    pub young_garbage: u64,
+    #[prost(uint64, tag = "9")]
+    pub young_garbage_bytes: u64,
+    /// The names of nodes that were not asked, since they are dead.
+    #[prost(string, repeated, tag = "10")]
+    pub dead: Vec<String>,
 }
 
 /// `admin.token-create`: root only.

@@ -37,6 +37,9 @@ pub struct GetChunk {
     pub offset: u32,
     #[prost(uint32, tag = "3")]
     pub length: u32,
+    /// The hash that the chunk must have. Empty: any.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hash: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -56,4 +59,84 @@ pub struct HeldInodes {
 pub struct HeldInodesReply {
     #[prost(uint64, repeated, tag = "1")]
     pub held: Vec<u64>,
+}
+
+/// `file.check-chunks`: whether the called node holds these chunks as it should.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckChunks {
+    /// At most [`CHECK_CHUNKS_MAX`].
+    #[prost(message, repeated, tag = "1")]
+    pub chunks: Vec<crate::tree::NewChunk>,
+    /// Reads the content and compares it with the hash.
+    #[prost(bool, tag = "2")]
+    pub deep: bool,
+    /// Mends what is wrong from other replicas.
+    #[prost(bool, tag = "3")]
+    pub mend: bool,
+}
+
+/// Chunks in one question.
+pub const CHECK_CHUNKS_MAX: usize = 1024;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckChunksReply {
+    #[prost(message, repeated, tag = "1")]
+    pub faults: Vec<ChunkFault>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ChunkFault {
+    #[prost(message, optional, tag = "1")]
+    pub chunk: Option<ChunkKey>,
+    #[prost(enumeration = "FaultKind", tag = "2")]
+    pub kind: i32,
+    /// What was found, as a sentence.
+    #[prost(string, tag = "3")]
+    pub what: String,
+    #[prost(bool, tag = "4")]
+    pub mended: bool,
+}
+
+/// What is wrong with one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum FaultKind {
+    Unspecified = 0,
+    Missing = 1,
+    /// It has another length than the registry knows.
+    Length = 2,
+    /// Its content is not what was written.
+    Rotten = 3,
+}
+
+/// `file.unknown-chunks`: what the called node holds although nobody wants it there.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnknownChunks {
+    #[prost(message, optional, tag = "1")]
+    pub after: Option<ChunkKey>,
+    /// Deletes those that are old enough.
+    #[prost(bool, tag = "2")]
+    pub collect: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnknownChunksReply {
+    #[prost(message, repeated, tag = "1")]
+    pub chunks: Vec<UnknownChunk>,
+    /// Where to go on; absent at the end.
+    #[prost(message, optional, tag = "2")]
+    pub next: Option<ChunkKey>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnknownChunk {
+    #[prost(message, optional, tag = "1")]
+    pub chunk: Option<ChunkKey>,
+    #[prost(uint32, tag = "2")]
+    pub length: u32,
+    /// It should have been deleted long ago.
+    #[prost(bool, tag = "3")]
+    pub overdue: bool,
+    #[prost(bool, tag = "4")]
+    pub deleted: bool,
 }

@@ -10,6 +10,7 @@ unum_net::methods! {
     pub Down = "admin.down", Control, DownRequest => DownReply;
     pub ListNodes = "admin.nodes", Control, idempotent, NodesRequest => NodesReply;
     pub ShowStatus = "admin.status", Control, idempotent, StatusRequest => StatusReply;
+    pub Fsck = "admin.fsck", Bulk, FsckRequest => FsckReply;
     pub TokenCreate = "admin.token-create", Control, TokenCreateRequest => TokenCreateReply;
     pub TokenList = "admin.token-list", Control, idempotent, TokenListRequest => TokenListReply;
     pub TokenRevoke = "admin.token-revoke", Control, TokenRevokeRequest => TokenRevokeReply;

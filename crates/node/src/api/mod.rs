@@ -5,6 +5,7 @@
 //! life goes to its main loop as an [`Order`]; everything else is answered here.
 
 pub mod access;
+mod check;
 pub mod life;
 pub mod methods;
 pub mod status;
@@ -49,6 +50,7 @@ impl Api {
         router = on::<methods::ValuePut, _>(router, &self, values::put);
         router = on::<methods::ValueList, _>(router, &self, values::list);
         router = on::<methods::ValueDelete, _>(router, &self, values::delete);
+        router = check::add_to(router, &self);
         let api = self.clone();
         router.merge(processes::routes(move || api.processes()))
     }

@@ -157,6 +157,7 @@ async fn cluster_status(parts: &Parts, own: StatusReply) -> StatusReply {
         certificate_expires_ms: unix_ms(parts.identity.expires()),
         chunks_degraded: parts.services.chunks_degraded(),
         mount: parts.services.mount().map_or_else(String::new, |path| path.display().to_string()),
+        upkeep: Some(parts.services.contents.standing()),
         warnings: warnings(parts, &nodes, &consensus, majority.err()),
         ..own
     }

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use rustix::io::Errno;
 use tokio::time::Instant;
-use unum_core::tree::{Seek, Tree, TreeError};
+use unum_core::tree::{Hash, Seek, Tree, TreeError};
 use unum_proto::file::CHUNK_SIZE_MAX;
 use unum_proto::ids::{ChunkId, Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
@@ -34,7 +34,7 @@ pub(super) struct Plan {
 
 enum PlanPiece {
     Zeros(u64),
-    Chunk { id: ChunkId, offset: u32, length: u32, replicas: Vec<NodeId> },
+    Chunk { id: ChunkId, hash: Hash, offset: u32, length: u32, replicas: Vec<NodeId> },
 }
 
 impl Plan {
@@ -49,14 +49,16 @@ impl Plan {
             at = extent.end();
             match extent.source {
                 None => plan.zeros(extent.length),
-                Some(source) => plan.pieces.push(PlanPiece::Chunk {
-                    id: source.chunk,
-                    offset: source.offset,
-                    length: extent.length as u32,
-                    replicas: tree
-                        .chunk(source.chunk)
-                        .map_or_else(Vec::new, |chunk| chunk.replicas.to_vec()),
-                }),
+                Some(source) => {
+                    let chunk = tree.chunk(source.chunk);
+                    plan.pieces.push(PlanPiece::Chunk {
+                        id: source.chunk,
+                        hash: chunk.map_or_else(Hash::default, |chunk| chunk.hash),
+                        offset: source.offset,
+                        length: extent.length as u32,
+                        replicas: chunk.map_or_else(Vec::new, |chunk| chunk.replicas.to_vec()),
+                    });
+                }
             }
         }
         plan.zeros(end.saturating_sub(at));
@@ -81,8 +83,8 @@ impl Plan {
         let fetched = try_join_all(self.pieces.into_iter().map(|piece| async move {
             match piece {
                 PlanPiece::Zeros(length) => Ok(Bytes::from(vec![0; length as usize])),
-                PlanPiece::Chunk { id, offset, length, replicas } => {
-                    files.replicas().read(id, &replicas, offset, length, deadline).await
+                PlanPiece::Chunk { id, hash, offset, length, replicas } => {
+                    files.replicas().read(id, &hash, &replicas, offset, length, deadline).await
                 }
             }
         }))

@@ -12,7 +12,7 @@
 //! - `handles`: the open files, kept across daemons
 //! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
-//! - `upkeep`: orphans, repair, garbage, ragged files
+//! - `upkeep`: orphans, leftover locks, ragged files
 //!
 //! Leaves out on purpose: permission checks (the kernel makes them, `default_permissions`) and
 //! caches beyond the kernel's own.

@@ -3,18 +3,19 @@
 //!
 //! Invariants: a chunk's id is never used twice; `write` returns only when as many replicas are
 //! durable as the loss of any minority of the nodes asks for; `read` never returns bytes whose
-//! checksum is wrong.
+//! checksum is wrong, and has a replica of this node that was found damaged looked at.
 //!
 //! Leaves out on purpose: which file a chunk belongs to, and repair (see `upkeep`).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use unum_core::placement::chunks::{Place, durable_enough, place};
 use unum_core::tree::Chunk;
@@ -36,6 +37,9 @@ const READ_TRY: Duration = Duration::from_secs(2);
 /// Pause before content that found too few nodes is offered again: a connection may just be made
 /// anew, or a daemon start again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Damaged chunks that may wait to be looked at.
+const SUSPECTS_MAX: usize = 1 << 16;
 
 unum_net::methods! {
     /// Stores a chunk durably.
@@ -74,6 +78,13 @@ pub enum ContentError {
     Unreached { chunk: ChunkId, replicas: Vec<NodeId>, why: String },
 }
 
+impl ContentError {
+    /// Whether asking again is of no use: every node has said that its replica is gone or damaged.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
+}
+
 /// Which nodes can take chunks now.
 pub trait Candidates: Send + Sync {
     /// Those that live, with their weights.
@@ -96,6 +107,9 @@ struct Shared {
     factor: usize,
     lane: u64,
     next: AtomicU64,
+    /// Protects the chunks that a read here found damaged or missing. Never held across an await.
+    suspects: Mutex<BTreeSet<ChunkId>>,
+    suspected: Notify,
 }
 
 impl Replicas {
@@ -110,7 +124,27 @@ impl Replicas {
         lane: u64,
     ) -> Self {
         let next = AtomicU64::new(1);
-        Self { shared: Arc::new(Shared { node, client, store, candidates, factor, lane, next }) }
+        let (suspects, suspected) = (Mutex::default(), Notify::new());
+        let shared =
+            Shared { node, client, store, candidates, factor, lane, next, suspects, suspected };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Waits until reads have found chunks of this node damaged or missing, and takes them.
+    pub async fn suspects(&self) -> BTreeSet<ChunkId> {
+        loop {
+            let suspected = self.shared.suspected.notified();
+            let taken = std::mem::take(&mut *self.shared.suspects());
+            if !taken.is_empty() {
+                return taken;
+            }
+            suspected.await;
+        }
+    }
+
+    /// Has a chunk of this node looked at soon.
+    pub fn suspect(&self, chunk: ChunkId) {
+        self.shared.suspect(chunk);
     }
 
     pub fn store(&self) -> &ChunkQueue {
@@ -209,11 +243,8 @@ impl Replicas {
         count: usize,
         deadline: Instant,
     ) -> Result<Copied, String> {
-        let data = self.read(id, from, 0, chunk.length, deadline).await;
+        let data = self.read_whole(id, chunk, from, deadline).await;
         let data = data.map_err(|error| error.to_string())?;
-        if *blake3::hash(&data).as_bytes() != chunk.hash {
-            return Err(format!("chunk {id} is rotten on {from:?}: its hash does not match"));
-        }
         let mut copied = Copied { to: Vec::new(), refusal: "no other node is there".into() };
         for node in to {
             if copied.to.len() >= count {
@@ -227,16 +258,48 @@ impl Replicas {
         Ok(copied)
     }
 
-    /// Reads a part of a chunk from the first of its nodes that has it: this one before others.
+    /// Reads all of a chunk and compares it with its hash; a replica that does not match is as good
+    /// as none.
+    pub async fn read_whole(
+        &self,
+        id: ChunkId,
+        chunk: &Chunk,
+        from: &[NodeId],
+        deadline: Instant,
+    ) -> Result<Bytes, ContentError> {
+        let mut failed = None;
+        for node in self.nearest_first(from) {
+            match self.read(id, &chunk.hash, &[node], 0, chunk.length, deadline).await {
+                Ok(data) if *blake3::hash(&data).as_bytes() == chunk.hash => return Ok(data),
+                Ok(_) => {
+                    let why = format!("{node}: its hash does not match");
+                    let replicas = vec![node];
+                    failed.get_or_insert(ContentError::Unreadable { chunk: id, replicas, why });
+                }
+                // That one cannot be reached outweighs that others are damaged.
+                Err(error) if failed.is_none() || !error.is_final() => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        Err(failed.unwrap_or_else(|| ContentError::Unreadable {
+            chunk: id,
+            replicas: from.to_vec(),
+            why: "no other node holds it".into(),
+        }))
+    }
+
+    /// Reads a part of a chunk from the first of its nodes that has it: this one before others. A
+    /// node that has another content under this id has damaged content.
     pub async fn read(
         &self,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         replicas: &[NodeId],
         offset: u32,
         length: u32,
         deadline: Instant,
     ) -> Result<Bytes, ContentError> {
-        let result = self.try_read(chunk, replicas, offset, length, deadline).await;
+        let result = self.try_read(chunk, hash, replicas, offset, length, deadline).await;
         // A pause for the caller, who looks at the registry again: the replicas may be others now.
         if matches!(result, Err(ContentError::Unreached { .. })) {
             sleep_until(deadline.min(Instant::now() + RETRY_PAUSE)).await;
@@ -247,6 +310,7 @@ impl Replicas {
     async fn try_read(
         &self,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         replicas: &[NodeId],
         offset: u32,
         length: u32,
@@ -256,7 +320,7 @@ impl Replicas {
         let mut undecided = false;
         for node in self.nearest_first(replicas) {
             let until = deadline.min(Instant::now() + READ_TRY);
-            match self.read_from(node, chunk, offset, length, until).await {
+            match self.read_from(node, chunk, hash, offset, length, until).await {
                 Ok(data) if data.len() == length as usize => return Ok(data),
                 Ok(data) => why = format!("{node} sent {} of {length} bytes", data.len()),
                 Err(status) => {
@@ -280,15 +344,16 @@ impl Replicas {
         &self,
         node: NodeId,
         chunk: ChunkId,
+        hash: &[u8; HASH_SIZE],
         offset: u32,
         length: u32,
         deadline: Instant,
     ) -> Result<Bytes, Status> {
         if node == self.shared.node {
-            let read = self.shared.store.get(chunk, offset.into(), length as usize).await;
-            return read.map_err(|error| store_status(&error));
+            return self.shared.read_here(chunk, Some(*hash), offset, length).await;
         }
-        let request = GetChunk { chunk: Some(chunk.into()), offset, length };
+        let hash = Bytes::copy_from_slice(hash);
+        let request = GetChunk { chunk: Some(chunk.into()), offset, length, hash };
         let options = CallOptions::until(deadline).fail_fast();
         let to = Name::Node(node);
         let call = self.shared.client.call::<GetChunkMethod>(&to, request, &options);
@@ -305,10 +370,38 @@ impl Replicas {
 
     /// What this node answers to the others.
     pub fn routes(&self) -> Router {
-        let (put, get) = (self.shared.store.clone(), self.shared.store.clone());
+        let (put, get) = (self.shared.store.clone(), self.shared.clone());
         Router::new()
             .call::<PutChunkMethod>(move |_, request: PutChunk| serve_put(put.clone(), request))
             .call::<GetChunkMethod>(move |_, request: GetChunk| serve_get(get.clone(), request))
+    }
+}
+
+impl Shared {
+    async fn read_here(
+        &self,
+        chunk: ChunkId,
+        hash: Option<[u8; HASH_SIZE]>,
+        offset: u32,
+        length: u32,
+    ) -> Result<Bytes, Status> {
+        let read = self.store.get_known(chunk, hash, offset.into(), length as usize).await;
+        if let Err(ChunkError::Rotten { .. } | ChunkError::NotFound { .. }) = &read {
+            self.suspect(chunk);
+        }
+        read.map_err(|error| store_status(&error))
+    }
+
+    fn suspect(&self, chunk: ChunkId) {
+        let mut suspects = self.suspects();
+        // The scrub finds what is too much for now.
+        if suspects.len() < SUSPECTS_MAX && suspects.insert(chunk) {
+            self.suspected.notify_one();
+        }
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, BTreeSet<ChunkId>> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -324,13 +417,19 @@ async fn serve_put(store: ChunkQueue, request: PutChunk) -> Result<PutChunkReply
     Ok(PutChunkReply {})
 }
 
-async fn serve_get(store: ChunkQueue, request: GetChunk) -> Result<GetChunkReply, Status> {
+async fn serve_get(shared: Arc<Shared>, request: GetChunk) -> Result<GetChunkReply, Status> {
     let id = request.chunk.ok_or_else(|| Status::new(Code::Invalid, "no chunk named"))?.into();
     if request.length as usize > CHUNK_SIZE_MAX {
         return Err(Status::new(Code::Invalid, "more than a chunk holds"));
     }
-    let data = store.get(id, request.offset.into(), request.length as usize).await;
-    Ok(GetChunkReply { data: data.map_err(|error| store_status(&error))? })
+    let hash = match request.hash.is_empty() {
+        true => None,
+        false => {
+            let hash = request.hash.as_ref().try_into();
+            Some(hash.map_err(|_| Status::new(Code::Invalid, "a hash of another length"))?)
+        }
+    };
+    Ok(GetChunkReply { data: shared.read_here(id, hash, request.offset, request.length).await? })
 }
 
 fn store_status(error: &ChunkError) -> Status {

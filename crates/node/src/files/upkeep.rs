@@ -1,23 +1,21 @@
 //! What the file tree needs done behind its users' backs: orphans held and reaped, leftover locks
-//! given back, chunks brought back to their number of replicas, garbage deleted, ragged files laid
-//! out anew.
+//! given back, ragged files laid out anew. What chunks need is done in `crate::contents`.
 //!
 //! Each loop does a bounded amount of work at a time and starts over from the registry's state, so
 //! that any of them may die at any point.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
-use unum_core::placement::chunks::{Place, place};
-use unum_core::tree::{Lacking, Tree, TreeError};
+use unum_core::tree::{Tree, TreeError};
 use unum_net::{CallOptions, Client, Name, Router, Status};
 use unum_proto::file::{CHUNK_SIZE_MAX, HeldInodes, HeldInodesReply};
-use unum_proto::ids::{ChunkId, Ino, NodeId};
+use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
-use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, SetReplicas, Write};
+use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, Write};
 
 use super::Files;
 use super::content::{Plan, placed};
@@ -35,28 +33,6 @@ const QUESTION_TIME_MAX: Duration = Duration::from_secs(5);
 /// between them saw them. The pause is far longer than a call that is about to open the file.
 const LEFTOVER_PAUSE: Duration = Duration::from_secs(60);
 
-/// Pause between two looks whether chunks may lack replicas.
-const REPAIR_PAUSE: Duration = Duration::from_secs(5);
-/// The chunk table is walked after so long even if nothing seems to have changed.
-const REPAIR_SWEEP_PERIOD: Duration = Duration::from_secs(600);
-/// After a walk, this many times as long as it took is rested: a long table that changes all the
-/// time takes a small share of a core.
-const REPAIR_REST: u32 = 50;
-/// Chunks looked at, and chunks copied at the same time, in one step of a walk.
-const REPAIR_SCAN_MAX: usize = 4096;
-const REPAIR_COPIES_MAX: usize = 4;
-const REPAIR_TIME_MAX: Duration = Duration::from_secs(20);
-
-/// A chunk that the registry does not know is deleted when it was unknown in two passes. Between
-/// them lies far more than the deadline of any write.
-const GARBAGE_PAUSE: Duration = Duration::from_secs(600);
-/// Chunks in one step of a pass.
-const GARBAGE_STEP_MAX: usize = 1024;
-/// Bytes that compaction may move after each step of a pass.
-const COMPACT_STEP_BYTES: u64 = 8 << 20;
-/// Unknown chunks remembered between two passes; more wait for the next.
-const GARBAGE_MAX: usize = 1 << 20;
-
 /// Pause between two looks for ragged files.
 const RAGGED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -71,19 +47,15 @@ pub trait Cluster: Send + Sync {
     fn leads(&self) -> bool;
     /// Every node that may have files open.
     fn members(&self) -> Vec<NodeId>;
-    /// Nodes whose replicas count: they live, or died so lately that they may be back soon.
-    fn counting(&self) -> Vec<Place>;
 }
 
 /// Starts the loops.
 pub fn run(files: &Arc<Files>, cluster: Arc<dyn Cluster>, client: &Client, tasks: &Tasks) {
     let stop = || tasks.stop();
     tasks.spawn_lasting("orphans", until(stop(), watch_orphans(files.clone())));
-    let reaper = reap(files.clone(), cluster.clone(), client.clone());
+    let reaper = reap(files.clone(), cluster, client.clone());
     tasks.spawn_lasting("reaper", until(stop(), reaper));
     tasks.spawn_lasting("leftovers", until(stop(), give_back(files.clone())));
-    tasks.spawn_lasting("repair", until(stop(), repair(files.clone(), cluster)));
-    tasks.spawn_lasting("garbage", until(stop(), collect_garbage(files.clone())));
     tasks.spawn_lasting("ragged", until(stop(), lay_out_anew(files.clone())));
 }
 
@@ -255,141 +227,6 @@ async fn nobody_has(
         }
     }
     (!free.is_empty()).then_some(free)
-}
-
-/// What a walk through the chunk table depends on.
-#[derive(Clone, PartialEq)]
-struct Seen {
-    applied: u64,
-    places: Vec<Place>,
-    wanted: usize,
-}
-
-/// The first living replica of a chunk that has too few makes the others. The table is walked when
-/// something changed that may leave a chunk with too few, and now and then if not.
-async fn repair(files: Arc<Files>, cluster: Arc<dyn Cluster>) {
-    let mut applied = files.parts.registry.watch();
-    let mut done: Option<(Seen, Instant)> = None;
-    let mut pause = REPAIR_PAUSE;
-    loop {
-        sleep(pause).await;
-        let applied = *applied.borrow_and_update();
-        let seen = Seen { applied, places: cluster.counting(), wanted: files.replicas().factor() };
-        let is_done =
-            |(walked, at): &(Seen, Instant)| *walked == seen && at.elapsed() < REPAIR_SWEEP_PERIOD;
-        if done.as_ref().is_some_and(is_done) {
-            pause = REPAIR_PAUSE;
-            continue;
-        }
-        let start = Instant::now();
-        let (whole, looking) = repair_all(&files, &seen.places, seen.wanted).await;
-        done = whole.then_some((seen, start));
-        pause = REPAIR_PAUSE.max(looking * REPAIR_REST);
-    }
-}
-
-/// One walk. Returns whether nothing is left to do for this node, and how long the looking took: the
-/// copying is work that was wanted, and no reason to rest.
-async fn repair_all(files: &Files, places: &[Place], wanted: usize) -> (bool, Duration) {
-    let node = files.parts.node;
-    let live: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
-    let mut after = None;
-    let mut whole = true;
-    let mut looking = Duration::ZERO;
-    loop {
-        let start = Instant::now();
-        let walk = files.look(|tree| tree.chunks_lacking(&live, wanted, after, REPAIR_SCAN_MAX));
-        looking += start.elapsed();
-        let mine: Vec<Lacking> =
-            walk.found.into_iter().filter(|lacking| lacking.live.first() == Some(&node)).collect();
-        for batch in mine.chunks(REPAIR_COPIES_MAX) {
-            let copies = batch.iter().map(|lacking| replicate(files, lacking, places, wanted));
-            for result in join_all(copies).await {
-                if let Err(why) = result {
-                    tracing::warn!(%why, "a chunk still lacks replicas");
-                    whole = false;
-                }
-            }
-        }
-        match walk.next {
-            Some(next) => after = Some(next),
-            None => return (whole, looking),
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn replicate(
-    files: &Files,
-    lacking: &Lacking,
-    places: &[Place],
-    wanted: usize,
-) -> Result<(), String> {
-    let Lacking { id, chunk, live } = lacking;
-    let replicas = files.replicas();
-    let deadline = Instant::now() + REPAIR_TIME_MAX;
-    let order = place(*id, places, places.len()).into_iter().filter(|node| !live.contains(node));
-    let lacking = wanted.saturating_sub(live.len());
-    let copied = replicas.copy(*id, chunk, live, order, lacking, deadline).await?;
-    if copied.to.is_empty() {
-        return Err(format!("no node takes another replica of chunk {id}: {}", copied.refusal));
-    }
-    let now = live.iter().chain(&copied.to);
-    let set = SetReplicas {
-        chunk: Some((*id).into()),
-        expected: chunk.replicas.iter().map(|node| node.0).collect(),
-        replicas: now.map(|node| node.0).collect(),
-    };
-    match files.change(Command::SetReplicas(set), deadline).await {
-        // The chunk is gone, or somebody else repaired it.
-        Ok(_) | Err(FileError::Tree(TreeError::Stale | TreeError::NotFound)) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The registry knows which chunks are wanted; see the contract in `unum_core::tree` on chunks.
-async fn collect_garbage(files: Arc<Files>) {
-    let mut before: HashSet<ChunkId> = HashSet::new();
-    loop {
-        sleep(GARBAGE_PAUSE).await;
-        if files.fresh(files.deadline()).await.is_err() {
-            continue;
-        }
-        match garbage_pass(&files, &before).await {
-            Ok(unknown) => before = unknown,
-            Err(error) => tracing::warn!(%error, "garbage chunks are collected later"),
-        }
-    }
-}
-
-/// Deletes what is unknown now and was before; returns what is unknown for the first time.
-async fn garbage_pass(
-    files: &Files,
-    before: &HashSet<ChunkId>,
-) -> Result<HashSet<ChunkId>, crate::store::ChunkError> {
-    let store = files.replicas().store();
-    let node = files.parts.node;
-    let mut unknown = HashSet::new();
-    let mut after = None;
-    loop {
-        let step: Vec<ChunkId> =
-            store.store().list(after, GARBAGE_STEP_MAX).iter().map(|listed| listed.chunk).collect();
-        let Some(last) = step.last() else { return Ok(unknown) };
-        after = Some(*last);
-        let unwanted: Vec<ChunkId> = files.look(|tree| {
-            let wanted =
-                |id: &ChunkId| tree.chunk(*id).is_some_and(|chunk| chunk.replicas.contains(&node));
-            step.into_iter().filter(|id| !wanted(id)).collect()
-        });
-        for id in unwanted {
-            if before.contains(&id) {
-                store.delete(id).await?;
-            } else if unknown.len() < GARBAGE_MAX {
-                unknown.insert(id);
-            }
-        }
-        store.compact(COMPACT_STEP_BYTES).await?;
-    }
 }
 
 /// Replaces many short extents by one chunk, so that files written in small pieces read well.

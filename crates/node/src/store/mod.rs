@@ -12,7 +12,7 @@ mod fields;
 pub mod journal;
 pub mod limits;
 
-pub use chunks::{ChunkError, ChunkOptions, ChunkQueue, ChunkStore};
+pub use chunks::{ChunkError, ChunkOptions, ChunkQueue, ChunkStore, Outline};
 pub use disk::{Disk, DiskError, DiskFile, DiskLock, Open, RealDisk, Space};
 pub use journal::{
     Journal, JournalError, JournalOptions, JournalQueue, JournalReader, Record, Tail,

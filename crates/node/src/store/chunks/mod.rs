@@ -16,6 +16,8 @@
 //! - A tombstone is kept as long as a segment that holds content of its chunk: besides the last, those
 //!   of which it was moved and that are not removed yet.
 //! - After a failed sync nothing is written until the store was opened again.
+//! - `expire` never takes a chunk that was put, for the first time or again, after the stamp that it
+//!   is given: who puts a chunk wants it.
 //!
 //! The index is in memory: about 100 bytes for each chunk.
 //!
@@ -107,9 +109,17 @@ impl From<DiskError> for ChunkError {
 pub struct Listed {
     pub chunk: ChunkId,
     pub len: u32,
-    /// When it was put, by the store's own count; 0 if before the store was opened.
+    /// When it was last put, by the store's own count; 0 if before the store was opened.
     pub stamp: u64,
     pub rotten: bool,
+}
+
+/// What a chunk's content is, without the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outline {
+    pub len: u32,
+    /// blake3.
+    pub hash: [u8; 32],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,15 +307,29 @@ impl ChunkStore {
 
     /// Exactly `len` bytes of the chunk from `offset` on, checked.
     pub fn get(&self, chunk: ChunkId, offset: u64, len: usize) -> Result<Bytes, ChunkError> {
+        self.get_known(chunk, None, offset, len)
+    }
+
+    /// The same of a chunk whose hash is known: content that was put under another is rotten.
+    pub fn get_known(
+        &self,
+        chunk: ChunkId,
+        known: Option<&[u8; 32]>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, ChunkError> {
         let (place, salt, file) = self.find(chunk)?;
         let end = offset.saturating_add(len as u64);
         if end > u64::from(place.len) {
             return Err(ChunkError::OutOfRange { chunk, offset, len, size: place.len });
         }
         let head = self.head(chunk, &place, salt, &*file)?;
-        let Body::Put { blocks, .. } = &head.body else {
+        let Body::Put { blocks, hash, .. } = &head.body else {
             return Err(self.mark_rotten(chunk, &place, &*file));
         };
+        if known.is_some_and(|known| known != hash) {
+            return Err(self.mark_rotten(chunk, &place, &*file));
+        }
         let first = offset as usize / CHUNK_BLOCK_BYTES;
         let from = first * CHUNK_BLOCK_BYTES;
         let to = (end as usize).next_multiple_of(CHUNK_BLOCK_BYTES).min(place.len as usize);
@@ -328,10 +352,29 @@ impl ChunkStore {
         self.size(chunk).is_some()
     }
 
-    /// Reads a whole chunk and compares it with its hash.
-    pub fn verify(&self, chunk: ChunkId) -> Result<(), ChunkError> {
-        let (place, _, _) = self.find(chunk)?;
-        self.load(chunk, &place).map(drop)
+    /// Deletes a chunk unless it was put again after `stamp_max`; tells whether it is gone.
+    pub fn expire(&self, chunk: ChunkId, stamp_max: u64) -> Result<bool, ChunkError> {
+        self.commit_one(write::Change::Expire(chunk, stamp_max))?;
+        Ok(self.list_one(chunk).is_none())
+    }
+
+    /// Length and hash of a chunk as its head tells them; the content is not read.
+    pub fn outline(&self, chunk: ChunkId) -> Result<Outline, ChunkError> {
+        let (place, salt, file) = self.find(chunk)?;
+        match self.head(chunk, &place, salt, &*file)?.body {
+            Body::Put { len, hash, .. } => Ok(Outline { len, hash }),
+            Body::Tomb { .. } | Body::Void { .. } => Err(self.mark_rotten(chunk, &place, &*file)),
+        }
+    }
+
+    /// Reads a whole chunk from the disk itself and compares it with its hash.
+    pub fn verify(&self, chunk: ChunkId) -> Result<Outline, ChunkError> {
+        let (place, _, file) = self.find(chunk)?;
+        file.drop_cached(u64::from(place.at), place.span());
+        let draft = self.load(chunk, &place)?;
+        // It was read for this alone: memory is for what is read often.
+        file.drop_cached(u64::from(place.at), place.span());
+        Ok(Outline { len: draft.content.len() as u32, hash: draft.hash })
     }
 
     /// The chunks behind `after` in the order of their ids, at most `count_max`.
@@ -348,6 +391,15 @@ impl ChunkStore {
                 rotten: place.rotten,
             })
             .collect()
+    }
+
+    pub fn list_one(&self, chunk: ChunkId) -> Option<Listed> {
+        self.read_index().chunks.get(&chunk).map(|place| Listed {
+            chunk,
+            len: place.len,
+            stamp: place.stamp,
+            rotten: place.rotten,
+        })
     }
 
     /// The stamp that was given last: a chunk with this one or a lower one is older than this call.
@@ -417,12 +469,22 @@ impl ChunkStore {
     /// From now on the chunk may be put again.
     fn mark_rotten(&self, chunk: ChunkId, place: &Place, file: &dyn DiskFile) -> ChunkError {
         if let Some(now) = self.write_index().chunks.get_mut(&chunk)
-            && now == place
+            && (now.segment, now.at) == (place.segment, place.at)
         {
             now.rotten = true;
         }
         let offset = u64::from(place.at);
         ChunkError::Rotten { chunk, file: file.path().to_owned(), offset }
+    }
+
+    /// Somebody wants a chunk that is there.
+    fn renew(&self, chunk: ChunkId) {
+        let mut index = self.write_index();
+        index.stamp += 1;
+        let stamp = index.stamp;
+        if let Some(place) = index.chunks.get_mut(&chunk) {
+            place.stamp = stamp;
+        }
     }
 
     fn read_index(&self) -> RwLockReadGuard<'_, Index> {

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use unum_proto::ids::ChunkId;
 
 use super::write::Change;
-use super::{ChunkError, ChunkStore, Compacted, Draft};
+use super::{ChunkError, ChunkStore, Compacted, Draft, Outline};
 use crate::store::limits::{CHUNK_QUEUE_BYTES_MAX, CHUNK_QUEUE_MAX};
 
 /// Content up to this is hashed in the calling task; more would keep its thread for too long.
@@ -91,7 +91,32 @@ impl ChunkQueue {
         aside(move || store.get(chunk, offset, len)).await
     }
 
-    pub async fn verify(&self, chunk: ChunkId) -> Result<(), ChunkError> {
+    /// Deletes a chunk unless it was put again after `stamp_max`; tells whether it is gone.
+    pub async fn expire(&self, chunk: ChunkId, stamp_max: u64) -> Result<bool, ChunkError> {
+        self.change(Change::Expire(chunk, stamp_max)).await?;
+        Ok(self.store.list_one(chunk).is_none())
+    }
+
+    /// The same of a chunk whose hash is known: content that was put under another is rotten.
+    pub async fn get_known(
+        &self,
+        chunk: ChunkId,
+        known: Option<[u8; 32]>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.get_known(chunk, known.as_ref(), offset, len)).await
+    }
+
+    /// Length and hash of a chunk as its head tells them; the content is not read.
+    pub async fn outline(&self, chunk: ChunkId) -> Result<Outline, ChunkError> {
+        let store = self.store.clone();
+        aside(move || store.outline(chunk)).await
+    }
+
+    /// Reads a whole chunk from the disk itself and compares it with its hash.
+    pub async fn verify(&self, chunk: ChunkId) -> Result<Outline, ChunkError> {
         let store = self.store.clone();
         aside(move || store.verify(chunk)).await
     }

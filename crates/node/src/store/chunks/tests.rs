@@ -89,6 +89,56 @@ fn a_rotten_chunk_is_told_and_replaced() {
 }
 
 #[test]
+fn who_puts_a_chunk_keeps_it_from_expiring() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = open(&sim);
+    put(&store, 1, 1000).unwrap();
+    put(&store, 2, 1000).unwrap();
+    sim.crash().unwrap();
+    let (store, _) = open(&sim);
+    let mark = store.stamp();
+    // It is there, so nothing is written; but somebody wants it.
+    put(&store, 1, 1000).unwrap();
+    put(&store, 3, 1000).unwrap();
+    assert!(!store.expire(id(1), mark).unwrap());
+    assert!(store.expire(id(2), mark).unwrap());
+    assert!(!store.expire(id(3), mark).unwrap());
+    assert!(store.expire(id(9), mark).unwrap(), "what is not there is gone");
+    // A move does not make a chunk younger, nor older.
+    let stamps = |store: &ChunkStore| [1, 3].map(|seq| store.list_one(id(seq)).map(|l| l.stamp));
+    let before = stamps(&store);
+    (4..40).for_each(|seq| put(&store, seq, 1000).unwrap());
+    (4..40).for_each(|seq| store.delete(id(seq)).unwrap());
+    while store.compact(5_000).unwrap() != Compacted::Nothing {}
+    assert_eq!(stamps(&store), before);
+    let now = store.stamp();
+    assert!(store.expire(id(1), now).unwrap() && store.expire(id(3), now).unwrap());
+    sim.crash().unwrap();
+    let (store, _) = open(&sim);
+    assert_eq!(store.list(None, 10), []);
+}
+
+#[test]
+fn outlines_tell_what_content_should_be() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = open(&sim);
+    put(&store, 1, 150_000).unwrap();
+    let outline = Outline { len: 150_000, hash: *blake3::hash(&content(1, 150_000)).as_bytes() };
+    assert_eq!(store.outline(id(1)), Ok(outline));
+    assert_eq!(store.verify(id(1)), Ok(outline));
+    assert_eq!(store.get_known(id(1), Some(&outline.hash), 9, 5), store.get(id(1), 9, 5));
+    put(&store, 3, 1000).unwrap();
+    let another = store.get_known(id(3), Some(&outline.hash), 9, 5);
+    assert!(matches!(another, Err(ChunkError::Rotten { .. })), "{another:?}");
+    put(&store, 3, 1001).unwrap();
+    assert!(sim.rot(SEGMENT, 64 + 100 + 100_000, 1));
+    assert_eq!(store.outline(id(1)), Ok(outline));
+    assert!(matches!(store.verify(id(1)), Err(ChunkError::Rotten { .. })));
+    assert!(matches!(store.outline(id(1)), Err(ChunkError::Rotten { .. })));
+    assert!(matches!(store.outline(id(2)), Err(ChunkError::NotFound { .. })));
+}
+
+#[test]
 fn a_rotten_head_costs_its_chunk_alone() {
     let sim = SimDisk::new(1, ROOM).unwrap();
     let (store, _) = open(&sim);
@@ -201,7 +251,9 @@ fn a_failed_sync_stops_the_store_until_it_is_opened_again() {
         sim.crash().unwrap();
         let (store, _) = open(&sim);
         assert_eq!(store.list(None, 10), listed, "seed {seed}");
-        listed.iter().for_each(|listed| store.verify(listed.chunk).unwrap());
+        for listed in &listed {
+            store.verify(listed.chunk).unwrap();
+        }
     }
 }
 

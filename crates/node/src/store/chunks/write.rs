@@ -24,6 +24,8 @@ pub(super) struct Writer {
 pub(super) enum Change {
     Put(Draft),
     Delete(ChunkId),
+    /// Delete it unless its stamp is higher.
+    Expire(ChunkId, u64),
     /// Write the chunk once more, if it is still at this place.
     Move(Draft, Place),
     /// Write the tombstone once more.
@@ -62,7 +64,7 @@ impl Change {
     fn chunk(&self) -> ChunkId {
         match self {
             Change::Put(draft) | Change::Move(draft, _) => draft.chunk,
-            Change::Delete(chunk) => *chunk,
+            Change::Delete(chunk) | Change::Expire(chunk, _) => *chunk,
             Change::Carry(tomb) => tomb.chunk,
         }
     }
@@ -70,7 +72,7 @@ impl Change {
     pub fn span(&self) -> usize {
         match self {
             Change::Put(draft) | Change::Move(draft, _) => draft.span(),
-            Change::Delete(_) | Change::Carry(_) => HEAD_BYTES,
+            Change::Delete(_) | Change::Expire(..) | Change::Carry(_) => HEAD_BYTES,
         }
     }
 }
@@ -114,6 +116,13 @@ impl ChunkStore {
                 self.write_index().unset(*chunk);
                 Ok(())
             }
+            Change::Expire(chunk, stamp_max) => {
+                let mut index = self.write_index();
+                if index.chunks.get(chunk).is_some_and(|place| place.stamp <= *stamp_max) {
+                    index.unset(*chunk);
+                }
+                Ok(())
+            }
             Change::Put(_) | Change::Move(..) | Change::Carry(_) => Err(ChunkError::Full(error)),
         }
     }
@@ -145,12 +154,21 @@ impl ChunkStore {
         let present = self.read_index().chunks.get(&chunk).copied();
         let (body, content) = match change {
             Change::Put(draft) => match present.filter(|place| !place.rotten) {
-                Some(place) if self.is_same(draft, &place)? => return Ok(None),
+                Some(place) if self.is_same(draft, &place)? => {
+                    self.renew(chunk);
+                    return Ok(None);
+                }
                 _ => (draft.body(), draft.content.clone()),
             },
             Change::Delete(_) => match present {
                 None => return Ok(None),
                 Some(place) => (Body::Tomb { buried: place.segment }, Bytes::new()),
+            },
+            Change::Expire(_, stamp_max) => match present {
+                Some(place) if place.stamp <= *stamp_max => {
+                    (Body::Tomb { buried: place.segment }, Bytes::new())
+                }
+                Some(_) | None => return Ok(None),
             },
             Change::Move(draft, from) => match present {
                 Some(place) if place == *from => (draft.body(), draft.content.clone()),
@@ -268,6 +286,7 @@ impl Change {
         match self {
             Change::Put(draft) => Change::Put(draft.clone()),
             Change::Delete(chunk) => Change::Delete(*chunk),
+            Change::Expire(chunk, stamp_max) => Change::Expire(*chunk, *stamp_max),
             Change::Move(draft, from) => Change::Move(draft.clone(), *from),
             Change::Carry(tomb) => Change::Carry(*tomb),
         }
@@ -296,12 +315,12 @@ impl Index {
             match (change, &head.body) {
                 (Change::Put(_), _) => self.set(head.chunk, place(self.stamp)),
                 (Change::Move(_, from), _) => self.set(head.chunk, place(from.stamp)),
-                (Change::Delete(chunk), Body::Tomb { buried }) => {
+                (Change::Delete(chunk) | Change::Expire(chunk, _), Body::Tomb { buried }) => {
                     let tomb = self.bury(*chunk, *buried);
                     self.add_tomb(target.number, tomb);
                 }
                 (Change::Carry(tomb), _) => self.add_tomb(target.number, *tomb),
-                (Change::Delete(_), Body::Put { .. } | Body::Void { .. }) => {}
+                (Change::Delete(_) | Change::Expire(..), Body::Put { .. } | Body::Void { .. }) => {}
             }
             at += head.span() as u32;
         }

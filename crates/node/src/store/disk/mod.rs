@@ -63,6 +63,9 @@ pub trait DiskFile: Send + Sync {
     /// Where this file was when it was opened, for people.
     fn path(&self) -> &str;
 
+    /// What is read there next shall come from the disk itself, not from a copy in memory. A hint.
+    fn drop_cached(&self, _offset: u64, _len: u64) {}
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), DiskError> {
         self.write_parts_at(&[bytes], offset)
     }

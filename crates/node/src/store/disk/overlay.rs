@@ -41,6 +41,10 @@ impl Overlay {
         self.len
     }
 
+    pub fn drop_cached(&self, offset: u64, len: u64) {
+        self.below.drop_cached(offset, len);
+    }
+
     pub fn held_bytes(&self) -> usize {
         self.pages.len() * PAGE_BYTES
     }

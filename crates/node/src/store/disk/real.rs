@@ -4,6 +4,7 @@
 //! the working directory does no harm.
 
 use std::io::IoSlice;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -235,6 +236,11 @@ impl DiskFile for RealFile {
 
     fn path(&self) -> &str {
         &self.path
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) {
+        // A kernel that does not take the hint reads from memory: no harm.
+        let _ = fs::fadvise(&self.fd, offset, NonZeroU64::new(len), fs::Advice::DontNeed);
     }
 }
 

@@ -366,4 +366,8 @@ impl DiskFile for VolatileFile {
     fn path(&self) -> &str {
         &self.path
     }
+
+    fn drop_cached(&self, offset: u64, len: u64) {
+        held(&self.node.overlay).drop_cached(offset, len);
+    }
 }
