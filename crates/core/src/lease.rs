@@ -58,11 +58,16 @@ pub struct Holder {
     /// None: it wants no lease.
     confirmed: Option<u64>,
     until: Option<Duration>,
+    resigned: bool,
 }
 
 impl Holder {
     pub fn new(life: u64) -> Self {
-        Self { life, confirmed: None, until: None }
+        Self { life, confirmed: None, until: None, resigned: false }
+    }
+
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// From now on a lease is wanted. What was cached before is gone, and what is read from now on
@@ -73,7 +78,15 @@ impl Holder {
 
     /// No lease is wanted any more, and what is cached is not kept true.
     pub fn end(&mut self) {
-        (self.confirmed, self.until) = (None, None);
+        if !self.resigned {
+            (self.confirmed, self.until) = (None, None);
+        }
+    }
+
+    /// The lease is given back: no cache holds anything, and nothing is shown from now on. Whoever
+    /// confirms all that may come is waited for by nobody, neither by this leader nor by the next.
+    pub fn resign(&mut self) {
+        (self.confirmed, self.until, self.resigned) = (Some(u64::MAX), None, true);
     }
 
     /// All entries up to this one are applied, and no cache holds what was before them.
@@ -95,7 +108,7 @@ impl Holder {
 
     /// The leader brought a mark back.
     pub fn renew(&mut self, mark: Mark) {
-        if mark.life == self.life && self.confirmed.is_some() {
+        if mark.life == self.life && self.confirmed.is_some() && !self.resigned {
             self.until = self.until.max(Some(mark.at + LEASE));
         }
     }
@@ -163,7 +176,7 @@ impl Lessor {
             }
             // A message of an earlier life that came late.
             Some(seat) if seat.mark.life > mark.life => return,
-            _ if confirmed + ADMISSION_LAG_MAX < admitted_at => return,
+            _ if confirmed.saturating_add(ADMISSION_LAG_MAX) < admitted_at => return,
             // What an earlier life was given ends before this seat does.
             _ => {
                 self.seats.insert(from, Seat { mark, confirmed, admitted_at, until });
@@ -313,6 +326,26 @@ mod tests {
         assert_eq!(lessor.renewal(MS, A, MS), None, "5001 was stable when it was admitted");
         lessor.confirmed(A, 1, 5001);
         assert!(lessor.renewal(MS, A, MS).is_some());
+    }
+
+    #[test]
+    fn nobody_waits_for_who_has_resigned() {
+        let mut holder = Holder::new(1);
+        holder.begin(10);
+        holder.renew(holder.mark(MS).unwrap());
+        assert!(holder.holds(MS * 2));
+        holder.resign();
+        assert!(!holder.holds(MS * 2));
+        holder.renew(holder.mark(MS * 3).unwrap());
+        assert!(!holder.holds(MS * 4), "a renewal that comes late gives nothing back");
+
+        let mut present = fresh();
+        present.answered(MS, A, mark(1, MS), 12);
+        present.confirmed(A, 1, holder.confirmed().unwrap());
+        assert_eq!(present.stable(MS, 15), 15);
+        let mut next = Lessor::new(MS, [A], 15);
+        next.answered(MS * 2, A, holder.mark(MS * 2), holder.confirmed().unwrap());
+        assert_eq!(next.stable(MS * 2, 16), 16);
     }
 
     #[test]

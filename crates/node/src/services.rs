@@ -209,6 +209,9 @@ impl Services {
         }
         if let Some(mounted) = self.take_mounted() {
             mounted.unmount();
+            if let Some(files) = &self.files {
+                files.unmounted().await;
+            }
         }
     }
 

@@ -34,6 +34,8 @@ use unum_proto::registry::{self as wire, Description, command};
 const FOUND_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a leader may take to hand its office over before it stops all the same.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a former leader still answers the next one: two heartbeats.
+const ANSWER_TIME: Duration = Duration::from_millis(300);
 
 /// What a service of a running node works with. Cheap to clone.
 #[derive(Clone)]
@@ -377,7 +379,10 @@ async fn give_up_leadership(parts: &Parts) {
     if parts.registry.hand_over().await.is_none() {
         return;
     }
-    while parts.registry.standing().leader == Some(parts.node) {
+    while parts.registry.standing().leader.is_none_or(|leader| leader == parts.node) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    // Unless the next leader hears that this node gave its read lease back, it waits for the end of it
+    // with everybody's changes.
+    tokio::time::sleep(ANSWER_TIME).await;
 }

@@ -302,8 +302,9 @@ impl Caches {
     /// Takes everything back and trusts nothing from now on.
     pub async fn retire(&self) {
         self.state().retired = true;
-        if tokio::time::timeout(RETIRE_PATIENCE, self.recall_all()).await.is_err() {
-            tracing::debug!("calls in flight keep the kernel from dropping some names");
+        match tokio::time::timeout(RETIRE_PATIENCE, self.recall_all()).await {
+            Ok(()) => self.registry.resign_lease().await,
+            Err(_) => tracing::debug!("calls in flight keep the kernel from dropping some names"),
         }
     }
 

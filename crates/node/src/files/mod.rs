@@ -117,6 +117,11 @@ impl Files {
         self.caches.retire().await;
     }
 
+    /// The mount is gone, and with it whatever the kernel cached of it.
+    pub async fn unmounted(&self) {
+        self.parts.registry.resign_lease().await;
+    }
+
     pub fn replicas(&self) -> &Replicas {
         &self.parts.replicas
     }

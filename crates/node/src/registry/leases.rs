@@ -24,6 +24,8 @@ use super::transport::{Answer, Call};
 use super::unsettled::Unsettled;
 use super::watermark::Watermark;
 
+/// How long a node that goes waits for the leader to hear of it.
+const RESIGN_TIMEOUT: Duration = Duration::from_millis(200);
 /// Questions to the leader whether an entry is stable that are on their way at once.
 const QUESTIONS_IN_FLIGHT_MAX: usize = 8;
 /// Changes that wait for the caches. Beyond it the caches are told to drop everything.
@@ -59,6 +61,8 @@ struct Inner {
 struct FeedState {
     /// The caches follow.
     on: bool,
+    /// There are no caches any more.
+    unheeded: bool,
     changes: Vec<Change>,
     all: bool,
     /// The newest applied entry.
@@ -187,6 +191,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
         inner.feed.index = index;
         if inner.feed.on {
             inner.unsettled.all_changed(index);
+        }
+        if inner.feed.on && !inner.feed.unheeded {
             inner.feed.all = true;
             inner.feed.since.get_or_insert(self.now());
             self.fed.notify_one();
@@ -319,6 +325,9 @@ fn inode_of(change: &Change) -> Ino {
 
 impl FeedState {
     fn add(&mut self, changes: Vec<Change>) {
+        if self.unheeded {
+            return;
+        }
         if self.changes.len() + changes.len() > FEED_MAX {
             self.all = true;
             self.changes.clear();
@@ -423,12 +432,27 @@ impl<RT: AsyncRuntime> Drop for Feed<RT> {
     /// From now on nobody drops anything from any cache.
     fn drop(&mut self) {
         let mut inner = self.core.leases.inner();
-        inner.feed.on = false;
+        inner.feed.on &= inner.feed.unheeded;
         inner.holder.end();
     }
 }
 
 impl<RT: AsyncRuntime> Leases<RT> {
+    /// Gives the lease back; the caller's caches are empty and it shows nothing from now on.
+    pub fn resign(&self) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        inner.holder.resign();
+        let index = inner.feed.index;
+        inner.feed = FeedState { on: true, unheeded: true, index, ..FeedState::default() };
+        let now = self.now();
+        self.answer_own(inner, now);
+        if let Some(leading) = &mut inner.leading {
+            leading.lessor.confirmed(self.own, inner.holder.life(), u64::MAX);
+        }
+        self.advance(inner);
+    }
+
     /// Wants it known when this entry is stable.
     fn want(&self, index: u64) {
         self.due.send_if_modified(|due| {
@@ -497,6 +521,15 @@ async fn ask_until_stable<RT: AsyncRuntime>(core: &Core<RT>, index: u64) {
             }
             None => RT::sleep(RETRY_PAUSE).await,
         }
+    }
+}
+
+/// Gives this node's lease back and tells the leader.
+pub async fn resign<RT: AsyncRuntime>(core: &Core<RT>) {
+    core.leases.resign();
+    if let Some(leader) = core.leader().filter(|leader| *leader != core.own) {
+        // A leader that does not hear of it waits for the lease's end.
+        let _ = RT::timeout(RESIGN_TIMEOUT, stable_there(core, leader, 0)).await;
     }
 }
 

@@ -203,6 +203,12 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         Feed::begin(self.core.clone())
     }
 
+    /// Gives the read lease back: the caller has emptied its caches and shows nothing from now on. So
+    /// nobody's changes wait for the lease's end.
+    pub async fn resign_lease(&self) {
+        leases::resign(&self.core).await;
+    }
+
     /// Whether what was read before this call may be shown without a barrier.
     pub fn holds_lease(&self) -> bool {
         self.core.leases.holds()
