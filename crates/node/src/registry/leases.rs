@@ -44,9 +44,17 @@ pub struct Leases<RT: AsyncRuntime> {
     inner: Mutex<Inner>,
     /// Up to where the log is known to be stable.
     stable: Watermark,
-    /// The newest entry that somebody here wants stable.
-    due: watch::Sender<u64>,
+    due: watch::Sender<Due>,
     fed: Notify,
+}
+
+/// What the leader is to be told, and asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Due {
+    /// The newest entry that somebody here wants stable.
+    index: u64,
+    /// What this node confirms.
+    confirmed: u64,
 }
 
 struct Inner {
@@ -119,7 +127,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
             mutation,
             inner: Mutex::new(inner),
             stable: Watermark::default(),
-            due: watch::Sender::new(0),
+            due: watch::Sender::default(),
             fed: Notify::new(),
         }
     }
@@ -383,7 +391,7 @@ impl<RT: AsyncRuntime> Feed<RT> {
             inner.feed = FeedState { on: true, index, ..FeedState::default() };
             inner.unsettled.all_changed(index);
             inner.holder.begin(index);
-            core.leases.due.send_replace(index);
+            core.leases.due.send_replace(Due { index, confirmed: index });
         }
         Self { core }
     }
@@ -424,7 +432,7 @@ impl<RT: AsyncRuntime> Feed<RT> {
             leases.answer_own(inner, leases.now());
             leases.advance(inner);
         }
-        leases.want(index);
+        leases.want(Due { index, confirmed: inner.holder.confirmed().unwrap_or(0) });
     }
 }
 
@@ -453,13 +461,19 @@ impl<RT: AsyncRuntime> Leases<RT> {
         self.advance(inner);
     }
 
-    /// Wants it known when this entry is stable.
-    fn want(&self, index: u64) {
+    fn want(&self, wanted: Due) {
         self.due.send_if_modified(|due| {
-            let news = index > *due;
-            *due = index.max(*due);
-            news
+            let before = *due;
+            due.index = wanted.index.max(due.index);
+            due.confirmed = wanted.confirmed.max(due.confirmed);
+            *due != before
         });
+    }
+
+    /// Whether the leader will be asked as soon as the caches have dropped what they are at.
+    fn will_ask(&self, index: u64) -> bool {
+        let inner = self.inner();
+        !inner.feed.is_idle() && inner.holder.confirmed().is_some_and(|confirmed| confirmed < index)
     }
 
     /// The entry that must be stable before what is applied here of these inodes may be shown; 0 if
@@ -479,11 +493,13 @@ impl<RT: AsyncRuntime> Leases<RT> {
             if self.stable.get() >= index {
                 return;
             }
-            self.want(index);
+            if !self.will_ask(index) {
+                self.want(Due { index, confirmed: 0 });
+            }
             // A question that went unanswered is asked again.
             let again = pin!(RT::sleep(FORWARD_TIMEOUT));
             if let Either::Left(_) = select(again, risen).await {
-                self.due.send_modify(|_| {});
+                self.due.send_modify(|due| due.index = index.max(due.index));
             }
         }
     }
@@ -496,7 +512,7 @@ pub async fn ask_for_stability<RT: AsyncRuntime>(core: Arc<Core<RT>>) {
     let in_flight = Arc::new(Semaphore::new(QUESTIONS_IN_FLIGHT_MAX));
     while due.changed().await.is_ok() {
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-        let index = *due.borrow_and_update();
+        let index = due.borrow_and_update().index;
         let core = core.clone();
         // It is not joined: it ends by itself, bounded by its time-out.
         drop(RT::spawn(async move {
