@@ -53,7 +53,14 @@ impl Model {
     pub fn step(&mut self, rng: &mut StdRng, actors: &mut [Actor]) -> String {
         let at = rng.random_range(0..actors.len());
         let step = self.draw(rng, at);
-        let answer = actors[at].call(&step.line);
+        let mut answer = actors[at].call(&step.line);
+        if answer == "ESTALE" && step.line.starts_with("os.rename") {
+            // Linux cannot look up, in the midst of a rename, a directory that it still knows under
+            // the name from which another machine moved it (d_splice_alias). A look at it helps.
+            let looked = step.line.replace("os.rename(", "[os.path.exists(p) for p in (");
+            actors[at].call(&looked.replace(')', ")]").replace("(p)]", "(p)"));
+            answer = actors[at].call(&step.line);
+        }
         let done = format!("{at}: {} -> {}", shortened(&step.line), shortened(&answer));
         assert!(answer == step.answer, "{done}\nmust be {}", shortened(&step.answer));
         done

@@ -59,6 +59,10 @@ const RESTLESS_MIN: Duration = Duration::from_secs(1);
 const RESTLESS_MAX: Duration = Duration::from_secs(8);
 /// Directories that are watched so.
 const RESTLESS_DIRECTORIES_MAX: usize = 1 << 16;
+/// How long an inode that is written here and elsewhere at once counts as such.
+const CONTENDED_TIME: Duration = Duration::from_secs(2);
+/// Inodes that are watched so.
+const CONTENDED_MAX: usize = 1 << 12;
 /// Names, and inodes, that the kernel is trusted with. When it is full, all is taken back.
 const TRUSTED_MAX: usize = 1 << 20;
 /// Recalls that wait for the thread.
@@ -104,6 +108,9 @@ struct State {
     names: HashMap<u64, Instant>,
     inodes: HashMap<Ino, Known>,
     restless: HashMap<Ino, Restless>,
+    /// Inodes whose pages calls in flight kept from being taken back, and until when it is not tried
+    /// again: their attributes are not trusted, so that each read asks whether its pages are good.
+    contended: HashMap<Ino, Instant>,
     full: bool,
 }
 
@@ -143,6 +150,7 @@ impl Caches {
             names: HashMap::new(),
             inodes: HashMap::new(),
             restless: HashMap::new(),
+            contended: HashMap::new(),
             full: false,
         };
         let teller = notifier.clone();
@@ -207,6 +215,21 @@ impl Caches {
         state.names.insert(new, answered);
     }
 
+    /// When the kernel was last trusted with a name.
+    pub fn answered(&self, parent: Ino, name: &[u8]) -> Option<Instant> {
+        self.state().names.get(&self.key(parent, name)).copied()
+    }
+
+    /// A call of the kernel has changed what a name leads to, so what it was told of it before, at
+    /// `answered`, it does not trust any more.
+    pub fn forget_name(&self, parent: Ino, name: &[u8], answered: Option<Instant>) {
+        let key = self.key(parent, name);
+        let mut state = self.state();
+        if answered.is_some() && state.names.get(&key).copied() == answered {
+            state.names.remove(&key);
+        }
+    }
+
     /// How long the kernel may keep an inode's attributes that it asked for by themselves.
     pub fn trust_attributes(&self, trust: Trust, tree: &Tree, ino: Ino) -> Duration {
         if trust == Trust::Nobody {
@@ -217,8 +240,10 @@ impl Caches {
         };
         let mut state = self.state();
         let state = &mut *state;
+        let now = Instant::now();
         let trusted = state.inodes.get(&ino).is_some_and(|known| known.attributes);
-        if !state.is_trusting(Instant::now())
+        if state.contended.get(&ino).is_some_and(|until| now < *until)
+            || !state.is_trusting(now)
             || !trusted && !state.enter(Trusted::Attributes(Nodeid(ino.0)), state.inodes.len())
         {
             return Duration::ZERO;
@@ -369,7 +394,10 @@ impl Caches {
                         // It does not wait, and a mount that is gone has no caches.
                         let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
                     }
-                    if other {
+                    if other && state.contended.get(ino).is_some_and(|until| now < *until) {
+                        // The next open has them dropped.
+                        state.inodes.remove(ino);
+                    } else if other {
                         recalls.push(Recall::Pages(*ino));
                     }
                 }
@@ -392,13 +420,33 @@ impl Caches {
 
     async fn recall(&self, recalls: Vec<Recall>) {
         let (done, finished) = oneshot::channel();
-        if self.recalls.try_send(Batch { recalls, done }).is_err() {
-            tracing::debug!("the kernel takes nothing back: calls in flight are in the way");
-            return;
-        }
-        if tokio::time::timeout(RECALL_PATIENCE, finished).await.is_err() {
+        let pages = recalls.iter().filter_map(|recall| match recall {
+            Recall::Pages(ino) => Some(*ino),
+            Recall::Name(..) => None,
+        });
+        let pages: Vec<Ino> = pages.collect();
+        if self.recalls.try_send(Batch { recalls, done }).is_err()
+            || tokio::time::timeout(RECALL_PATIENCE, finished).await.is_err()
+        {
             tracing::debug!("a call in flight is in the way of what others changed");
+            self.contend(pages);
         }
+    }
+
+    /// These inodes are read and written here while others write them.
+    fn contend(&self, inodes: Vec<Ino>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.contended.len() + inodes.len() > CONTENDED_MAX {
+            state.contended.retain(|_, until| now < *until);
+        }
+        for ino in &inodes {
+            state.inodes.remove(ino);
+        }
+        let room = CONTENDED_MAX.saturating_sub(state.contended.len());
+        state
+            .contended
+            .extend(inodes.into_iter().take(room).map(|ino| (ino, now + CONTENDED_TIME)));
     }
 }
 

@@ -74,13 +74,28 @@ impl Call<'_> {
     }
 
     pub(super) async fn unlink(&self, name: Vec<u8>) -> Result<(), FileError> {
-        let unlink = Unlink { parent: self.ino.0, name: name.into() };
-        self.change_seen(Command::Unlink(unlink), [self.ino; 2]).await.map(drop)
+        let unlink = Unlink { parent: self.ino.0, name: name.clone().into() };
+        self.with_name(&name, self.change_seen(Command::Unlink(unlink), [self.ino; 2])).await?;
+        Ok(())
     }
 
     pub(super) async fn rmdir(&self, name: Vec<u8>) -> Result<(), FileError> {
-        let rmdir = Rmdir { parent: self.ino.0, name: name.into() };
-        self.change_seen(Command::Rmdir(rmdir), [self.ino; 2]).await.map(drop)
+        let rmdir = Rmdir { parent: self.ino.0, name: name.clone().into() };
+        self.with_name(&name, self.change_seen(Command::Rmdir(rmdir), [self.ino; 2])).await?;
+        Ok(())
+    }
+
+    /// After a successful change of what a name in this directory leads to, the kernel does not
+    /// trust what it knew of it.
+    async fn with_name<T>(
+        &self,
+        name: &[u8],
+        change: impl Future<Output = Result<T, FileError>>,
+    ) -> Result<T, FileError> {
+        let answered = self.files.caches.answered(self.ino, name);
+        let changed = change.await?;
+        self.files.caches.forget_name(self.ino, name, answered);
+        Ok(changed)
     }
 
     pub(super) async fn rename(
@@ -92,7 +107,7 @@ impl Call<'_> {
     ) -> Result<(), FileError> {
         let rename = Rename {
             parent: self.ino.0,
-            name: name.into(),
+            name: name.clone().into(),
             new_parent: new_parent.0,
             new_name: new_name.into(),
             flags,
@@ -103,7 +118,10 @@ impl Call<'_> {
         if flags & RENAME_EXCHANGE != 0 {
             self.files.caches.follow_name(new, old);
         }
-        self.change_seen(Command::Rename(rename), both).await.map(drop)
+        if flags & RENAME_EXCHANGE != 0 {
+            return self.change_seen(Command::Rename(rename), both).await.map(drop);
+        }
+        self.with_name(&name, self.change_seen(Command::Rename(rename), both)).await.map(drop)
     }
 
     pub(super) async fn readlink(&self) -> Result<Vec<u8>, FileError> {
@@ -145,7 +163,9 @@ impl Call<'_> {
     ) -> Result<(Entry, Opened), FileError> {
         let exclusive = flags & libc::O_EXCL as u32 != 0;
         let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
-        let outcome = self.change_seen(Command::Create(create), [self.ino; 2]).await?;
+        let name = create.name.clone();
+        let create = self.change_seen(Command::Create(create), [self.ino; 2]);
+        let outcome = self.with_name(&name, create).await?;
         let Outcome::Inode(reply) = outcome else { return Err(FileError::Strange) };
         let mut attributes = reply.attributes.ok_or(FileError::Strange)?;
         // Somebody else made it since the kernel looked: what O_TRUNC asks for is still to be done.
@@ -240,7 +260,8 @@ impl Call<'_> {
     }
 
     async fn make(&self, create: Create) -> Result<Attributes, FileError> {
-        self.inode_change(Command::Create(create), self.ino).await
+        let name = create.name.clone();
+        self.with_name(&name, self.inode_change(Command::Create(create), self.ino)).await
     }
 
     /// A change of one inode that programs see.
