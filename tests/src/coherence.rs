@@ -57,8 +57,8 @@ impl Model {
         if answer == "ESTALE" && step.line.starts_with("os.rename") {
             // Linux cannot look up, in the midst of a rename, a directory that it still knows under
             // the name from which another machine moved it (d_splice_alias). A look at it helps.
-            let looked = step.line.replace("os.rename(", "[os.path.exists(p) for p in (");
-            actors[at].call(&looked.replace(')', ")]").replace("(p)]", "(p)"));
+            let paths = step.line.trim_start_matches("os.rename");
+            actors[at].call(&format!("[os.path.exists(path) for path in {paths}]"));
             answer = actors[at].call(&step.line);
         }
         let done = format!("{at}: {} -> {}", shortened(&step.line), shortened(&answer));
