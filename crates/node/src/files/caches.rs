@@ -9,17 +9,19 @@
 //! - *Attributes* are trusted from GETATTR only, where the kernel has the inode already: an
 //!   answer that is older than an invalidation is then ignored by it. Other answers carry some, for that
 //!   one use.
-//! - *Names* are trusted from LOOKUP, and a rename takes the trust along. The kernel expires a name under its directory's lock, which a first
-//!   lookup holds. A lookup that only renews a name holds no lock, so a name that was answered a moment ago
-//!   is expired a second time, a little later. A name that others change is left alone for a while, and so
-//!   is all of its directory: two nodes that change one directory would only take names from each other.
+//! - *Names* are trusted from LOOKUP, and a rename takes the trust along. The kernel expires a name under its
+//!   directory's lock, which a first lookup holds. A lookup that only renews a name holds no lock, so a
+//!   name that was answered a moment ago is expired a second time, a little later. A directory that others
+//!   change is left alone for a while: two nodes at work in it would only take names from each other.
 //! - *Pages* (of a directory: its listing) are kept from one open to the next if the content is the same. The
 //!   content's time tells, not mtime, which programs set back.
 //!
-//! A change by a program of this node is known to the kernel already. Expiring a name waits for calls in
-//! flight in its directory, and such a call may itself wait for another node that waits for this one. So the
-//! wait is bounded by [`RECALL_PATIENCE`]: it can only be met when two nodes begin to change a directory at
-//! the same moment in which both had been at rest.
+//! A change by a program of this node is known to the kernel already. Expiring names and dropping pages waits
+//! for calls in flight on the same directory or page, and such a call may itself wait for another node
+//! that waits for this one. So the wait is bounded by [`RECALL_PATIENCE`]. Pages that stay for that reason are
+//! not shown: attributes are not trusted meanwhile, so that each read asks first. A name that stays can be
+//! shown until the call in flight is over. It takes two nodes that begin to change one directory at
+//! the same moment, after both had been at rest and had looked the name up.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -63,7 +65,7 @@ const RESTLESS_DIRECTORIES_MAX: usize = 1 << 16;
 const CONTENDED_TIME: Duration = Duration::from_secs(2);
 /// Inodes that are watched so.
 const CONTENDED_MAX: usize = 1 << 12;
-/// Names, and inodes, that the kernel is trusted with. When it is full, all is taken back.
+/// Names and inodes that the kernel is trusted with, one after the other; then all is taken back.
 const TRUSTED_MAX: usize = 1 << 20;
 /// Recalls that wait for the thread.
 const RECALLS_MAX: usize = 256;
@@ -86,7 +88,7 @@ enum Recall {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     attributes: bool,
-    /// Its pages, if it has any, are of this content.
+    /// Its pages, if it has any, are of this content; `Time::ZERO`: of whatever content.
     content: Time,
 }
 
@@ -111,7 +113,10 @@ struct State {
     /// Inodes whose pages calls in flight kept from being taken back, and until when it is not tried
     /// again: their attributes are not trusted, so that each read asks whether its pages are good.
     contended: HashMap<Ino, Instant>,
-    full: bool,
+    /// Records of the ledger.
+    entered: usize,
+    /// Recalls of everything that are under way.
+    recalling: u32,
 }
 
 pub(super) struct Caches {
@@ -133,7 +138,8 @@ struct Batch {
 }
 
 impl Caches {
-    /// `trusts_names`: the kernel can drop all names at once. `ledger`: where it is written down what the kernel is trusted with.
+    /// `trusts_names`: the kernel can drop all names at once. `ledger`: where it is written down what the
+    /// kernel is trusted with.
     pub fn new(
         node: NodeId,
         registry: Registry,
@@ -151,7 +157,8 @@ impl Caches {
             inodes: HashMap::new(),
             restless: HashMap::new(),
             contended: HashMap::new(),
-            full: false,
+            entered: 0,
+            recalling: 0,
         };
         let teller = notifier.clone();
         // It ends with the queue; it may wait in the kernel for long, so nobody joins it.
@@ -193,9 +200,7 @@ impl Caches {
         if restless || !state.is_trusting(now) {
             return Duration::ZERO;
         }
-        if !state.names.contains_key(&key)
-            && !state.enter(Trusted::Name(Nodeid(parent.0), name), state.names.len())
-        {
+        if !state.names.contains_key(&key) && !state.enter(Trusted::Name(Nodeid(parent.0), name)) {
             return Duration::ZERO;
         }
         state.names.insert(key, now);
@@ -212,6 +217,7 @@ impl Caches {
         if let Err(error) = state.ledger.append(Trusted::Name(Nodeid(to.0.0), to.1)) {
             tracing::warn!(%error, "the list of what the kernel caches cannot be written");
         }
+        state.entered += 1;
         state.names.insert(new, answered);
     }
 
@@ -235,20 +241,22 @@ impl Caches {
         if trust == Trust::Nobody {
             return Duration::ZERO;
         }
-        let Ok(content) = tree.inode(ino).map(|inode| inode.content_time) else {
+        if tree.inode(ino).is_err() {
             return Duration::ZERO;
-        };
+        }
         let mut state = self.state();
         let state = &mut *state;
         let now = Instant::now();
         let trusted = state.inodes.get(&ino).is_some_and(|known| known.attributes);
         if state.contended.get(&ino).is_some_and(|until| now < *until)
             || !state.is_trusting(now)
-            || !trusted && !state.enter(Trusted::Attributes(Nodeid(ino.0)), state.inodes.len())
+            || !trusted && !state.enter(Trusted::Attributes(Nodeid(ino.0)))
         {
             return Duration::ZERO;
         }
-        state.inodes.entry(ino).or_insert(Known { attributes: true, content }).attributes = true;
+        // Where its pages come from, if it has any, is not known.
+        let unknown = Known { attributes: true, content: Time::ZERO };
+        state.inodes.entry(ino).or_insert(unknown).attributes = true;
         FOREVER
     }
 
@@ -303,7 +311,7 @@ impl Caches {
         let safe = left.is_some_and(|left| left >= LAPSE_MARGIN);
         let (trusting, full) = {
             let state = self.state();
-            (state.trusting, state.full)
+            (state.trusting, state.is_full())
         };
         if trusting && (!safe || full) {
             if !safe {
@@ -320,7 +328,9 @@ impl Caches {
 
     fn trust(&self, left: Duration) {
         let mut state = self.state();
-        state.trusting = !state.retired && state.ledger.extend(left).is_ok();
+        // What is trusted while all is being taken back would be forgotten.
+        let may = !state.retired && state.recalling == 0;
+        state.trusting = may && state.ledger.extend(left).is_ok();
         state.until = Instant::now() + left;
     }
 
@@ -338,6 +348,7 @@ impl Caches {
         let path = {
             let mut state = self.state();
             state.trusting = false;
+            state.recalling += 1;
             state.ledger.path().to_owned()
         };
         let notifier = self.notifier.clone();
@@ -348,9 +359,10 @@ impl Caches {
             Err(error) => tracing::error!(%error, "the kernel's caches could not be emptied"),
         }
         let mut state = self.state();
+        state.recalling -= 1;
         state.names.clear();
         state.inodes.clear();
-        state.full = false;
+        state.entered = 0;
         if let Err(error) = state.ledger.clear() {
             tracing::warn!(%error, "the list of what the kernel caches cannot be emptied");
         }
@@ -386,10 +398,12 @@ impl Caches {
                 What::Inode(ino) => {
                     let Some(known) = state.inodes.get_mut(ino) else { continue };
                     let content = tree.inode(*ino).map_or(Time::ZERO, |inode| inode.content_time);
-                    let other = std::mem::replace(&mut known.content, content) != content;
                     if own {
+                        // The tree may be ahead of this change, so it does not tell the content.
+                        known.content = Time::ZERO;
                         continue;
                     }
+                    let other = std::mem::replace(&mut known.content, content) != content;
                     if std::mem::take(&mut known.attributes) {
                         // It does not wait, and a mount that is gone has no caches.
                         let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
@@ -455,10 +469,17 @@ impl State {
         self.trusting && now + LAPSE_MARGIN <= self.until
     }
 
+    fn is_full(&self) -> bool {
+        self.entered >= TRUSTED_MAX
+    }
+
     /// Writes down what the kernel will be trusted with. False: it is not to be trusted.
-    fn enter(&mut self, trusted: Trusted<'_>, present: usize) -> bool {
-        self.full |= present >= TRUSTED_MAX;
-        !self.full && self.ledger.append(trusted).is_ok()
+    fn enter(&mut self, trusted: Trusted<'_>) -> bool {
+        if self.is_full() || self.ledger.append(trusted).is_err() {
+            return false;
+        }
+        self.entered += 1;
+        true
     }
 
     /// Another node changed a name in this directory.
@@ -466,18 +487,24 @@ impl State {
         if self.restless.len() >= RESTLESS_DIRECTORIES_MAX {
             self.restless.retain(|_, restless| now < restless.until);
         }
-        let restless =
-            self.restless.entry(directory).or_insert(Restless { until: now, pause: RESTLESS_MIN });
-        // Still restless after half of the pause: it is changed all the time.
-        if now + restless.pause / 2 < restless.until {
-            return;
+        let full = self.restless.len() >= RESTLESS_DIRECTORIES_MAX;
+        match self.restless.get_mut(&directory) {
+            // In the first half of its pause.
+            Some(restless) if now + restless.pause / 2 < restless.until => {}
+            Some(restless) => {
+                let pause = match now < restless.until {
+                    true => (restless.pause * 2).min(RESTLESS_MAX),
+                    false => RESTLESS_MIN,
+                };
+                *restless = Restless { until: now + pause, pause };
+            }
+            // Its names are trusted and taken back one by one.
+            None if full => {}
+            None => {
+                let restless = Restless { until: now + RESTLESS_MIN, pause: RESTLESS_MIN };
+                self.restless.insert(directory, restless);
+            }
         }
-        let again = now < restless.until + restless.pause;
-        restless.pause = match again && restless.until > now {
-            true => (restless.pause * 2).min(RESTLESS_MAX),
-            false => RESTLESS_MIN,
-        };
-        restless.until = now + restless.pause;
     }
 }
 
