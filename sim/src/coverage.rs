@@ -45,9 +45,13 @@ pub enum Met {
     FormerLeasesAwaited,
     /// A reader waited until what it saw was stable.
     SettledForReader,
+    /// A write was stable sooner than the next heartbeat could tell.
+    SettledAtOnce,
+    /// A write was stable later than that, for whatever reason.
+    SettledLate,
 }
 
-pub const ALL: [Met; 33] = [
+pub const ALL: [Met; 35] = [
     Met::Partition,
     Met::LeaderCutOff,
     Met::PowerLost,
@@ -81,6 +85,8 @@ pub const ALL: [Met; 33] = [
     Met::LeaseLapsed,
     Met::FormerLeasesAwaited,
     Met::SettledForReader,
+    Met::SettledAtOnce,
+    Met::SettledLate,
 ];
 
 /// Counts over one run or many.

@@ -27,6 +27,8 @@ const REGISTERS: usize = 3;
 const READ_MAX: Duration = Duration::from_millis(900);
 /// What a writer waits for its change to be stable: more than a lease lasts.
 const SETTLE_MAX: Duration = Duration::from_secs(4);
+/// Less than half of the time between two heartbeats.
+const AT_ONCE: Duration = Duration::from_millis(40);
 /// Reads for which the kernel has forgotten what it had.
 const FORGOTTEN_SHARE: f64 = 0.15;
 
@@ -134,7 +136,12 @@ impl Registers {
             return true;
         }
         let awaited = world.running().iter().any(|(_, registry)| registry.awaits_former_leases());
+        let asked = world.elapsed();
         let settled = registry.settle(index, SETTLE_MAX).await.is_ok();
+        world.met(match world.elapsed() - asked < AT_ONCE {
+            true => Met::SettledAtOnce,
+            false => Met::SettledLate,
+        });
         if settled && awaited {
             world.met(Met::FormerLeasesAwaited);
         }

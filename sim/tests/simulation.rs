@@ -22,6 +22,9 @@ fn sound_clusters_keep_their_promises() {
     }
     let missed: Vec<Met> = LEASES_MET.into_iter().filter(|what| met.of(*what) == 0).collect();
     assert_eq!(missed, [], "read leases were not put to the test");
+    // Between the troubles nobody waits for a heartbeat to carry a confirmation.
+    let (at_once, late) = (met.of(Met::SettledAtOnce), met.of(Met::SettledLate));
+    assert!(at_once > 2 * late, "{at_once} writes were stable at once, {late} late");
 }
 
 const LEASES_MET: [Met; 4] =
