@@ -26,8 +26,6 @@ mod start;
 mod suspicion;
 pub mod transport;
 pub mod types;
-mod unsettled;
-mod watermark;
 mod writer;
 
 #[cfg(test)]
