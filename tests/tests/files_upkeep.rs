@@ -150,6 +150,11 @@ fn two_of_five_nodes_are_lost_for_good() {
     let report = is_clean(&playground, "n1", "--deep");
     assert_eq!(report["replicas"], 60);
     assert_eq!(sums(&playground, "n4"), written);
+    // Each node finds out by itself that nothing is left to do.
+    playground.status_when("n4", "its end", |status| {
+        let upkeep = &status["upkeep"];
+        upkeep["repair"].is_null() && upkeep["moving"].is_null() && status["chunks_degraded"] == 0
+    });
     let shown = playground.does("n4", "unum status");
     assert!(!shown.contains("files "), "{shown}");
 }

@@ -207,8 +207,6 @@ struct Call<'a> {
     files: &'a Files,
     unique: u64,
     step: AtomicU64,
-    /// The entry of the log with the last change.
-    index: AtomicU64,
     uid: u32,
     gid: u32,
     pid: u32,
@@ -240,7 +238,8 @@ impl Call<'_> {
         let command = command::Kind::Tree(TreeCommand::from(command));
         let registry = &self.files.parts.registry;
         let (reply, index) = propose_as(registry, id, command, self.deadline).await?;
-        self.index.fetch_max(index, Ordering::Relaxed);
+        // What the kernel asks next is answered from here.
+        registry.reached(index, left(self.deadline)).await?;
         tree_outcome(reply)
     }
 
@@ -253,16 +252,9 @@ impl Call<'_> {
     ) -> Result<tree_reply::Outcome, FileError> {
         let outcome = self.change(command).await;
         if let Ok(_) | Err(FileError::Tree(_)) = &outcome {
-            self.applied().await?;
             self.files.settled(&inodes, self.deadline).await?;
         }
         outcome
-    }
-
-    /// Returns once what this call has changed is applied here.
-    async fn applied(&self) -> Result<(), FileError> {
-        let index = self.index.load(Ordering::Relaxed);
-        Ok(self.files.parts.registry.reached(index, left(self.deadline)).await?)
     }
 
     async fn see<T>(&self, look: impl Fn(&Tree, Trust) -> (T, [Ino; 2])) -> Result<T, FileError> {

@@ -26,7 +26,6 @@ impl Files {
             files: &self,
             unique: header.unique.0,
             step: AtomicU64::new(0),
-            index: AtomicU64::new(0),
             uid: header.uid,
             gid: header.gid,
             pid: header.pid,
