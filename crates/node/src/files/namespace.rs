@@ -117,8 +117,6 @@ impl Call<'_> {
         self.files.caches.follow_name(old, new);
         if flags & RENAME_EXCHANGE != 0 {
             self.files.caches.follow_name(new, old);
-        }
-        if flags & RENAME_EXCHANGE != 0 {
             return self.change_seen(Command::Rename(rename), both).await.map(drop);
         }
         self.with_name(&name, self.change_seen(Command::Rename(rename), both)).await.map(drop)

@@ -104,8 +104,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     pub fn renewed(&self, mark: wire::LeaseMark) {
-        let mark = Mark { life: mark.life, at: Duration::from_nanos(mark.at_ns) };
-        self.inner().holder.renew(mark);
+        self.inner().holder.renew(mark_from_wire(mark));
     }
 
     /// For the answer to a message of the leader.
