@@ -415,7 +415,20 @@ impl Caches {
                         recalls.push(Recall::Pages(*ino));
                     }
                 }
-                What::Name(..) if own => {}
+                What::Name(..) | What::Covered(_) if own => {}
+                What::Fenced => {}
+                What::Covered(ino) => {
+                    let names = state.names.remove(ino);
+                    recalls.extend(
+                        names.into_iter().flatten().map(|(name, _)| Recall::Name(*ino, name)),
+                    );
+                    if let Some(known) = state.inodes.remove(ino) {
+                        if known.attributes {
+                            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+                        }
+                        recalls.push(Recall::Pages(*ino));
+                    }
+                }
                 What::Name(parent, name) => {
                     state.disturb(*parent, now);
                     let key = self.key(*parent, name);

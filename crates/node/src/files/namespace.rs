@@ -254,6 +254,7 @@ impl Call<'_> {
             rdev: 0,
             target: Bytes::new(),
             exclusive: true,
+            ino: 0,
         }
     }
 

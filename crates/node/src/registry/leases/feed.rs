@@ -50,7 +50,10 @@ impl<RT: AsyncRuntime> Leases<RT> {
         inner.feed.index = index;
         if inner.feed.on {
             for change in &changes {
-                inner.unsettled.changed(index, inode_of(change));
+                match inode_of(change) {
+                    Some(ino) => inner.unsettled.changed(index, ino),
+                    None => inner.unsettled.all_changed(index),
+                }
             }
             inner.feed.add(changes);
             if inner.feed.is_idle() {
@@ -79,17 +82,22 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 }
 
-fn inode_of(change: &Change) -> Ino {
+/// The inode that a change is about. None: it may be any.
+fn inode_of(change: &Change) -> Option<Ino> {
     match change.what {
-        What::Inode(ino) | What::Name(ino, _) => ino,
+        What::Inode(ino) | What::Name(ino, _) | What::Covered(ino) => Some(ino),
+        What::Fenced => None,
     }
 }
 
 impl FeedState {
-    pub fn add(&mut self, changes: Vec<Change>) {
+    pub fn add(&mut self, mut changes: Vec<Change>) {
         if self.unheeded {
             return;
         }
+        // What the end of a write lease takes back was in its holder's caches alone, and that one has no
+        // read lease any more.
+        changes.retain(|change| change.what != What::Fenced);
         if self.changes.len() + changes.len() > FEED_MAX {
             self.all = true;
             self.changes.clear();
