@@ -140,3 +140,18 @@ pub struct UnknownChunk {
     #[prost(bool, tag = "4")]
     pub deleted: bool,
 }
+
+/// `file.give-back`: another node wants to see or change these inodes. The called node drains its change
+/// log and gives its write lease back.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GiveBack {
+    #[prost(uint64, repeated, tag = "1")]
+    pub inodes: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GiveBackReply {
+    /// The log entry behind which the called node has no write lease on them.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}

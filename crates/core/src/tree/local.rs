@@ -128,6 +128,12 @@ impl Local {
         Ok((reply, Some(change)))
     }
 
+    /// Undoes the last change, which nobody has heard of.
+    pub fn take_back(&mut self, confirmed: &Tree) {
+        self.pending.pop_back();
+        self.rebuild(confirmed);
+    }
+
     /// Follows what was executed on the confirmed tree. False: the write lease is gone, and what is
     /// pending with it.
     pub fn follow(&mut self, confirmed: &Tree, executed: Vec<Executed>) -> bool {
@@ -208,10 +214,14 @@ impl Tree {
         let covered = |ino: &Ino| {
             self.holder_of(*ino) == Some(node) && self.inode(*ino).is_ok_and(|inode| !inode.strict)
         };
+        self.touched(command).is_some_and(|inos| inos.iter().all(covered))
+            && self.may_be_unheard(command)
+    }
+
+    /// Whether a lease on all that the command touches would do.
+    pub fn may_be_unheard(&self, command: &Command) -> bool {
         let relayout = matches!(command, Command::Write(write) if write.relayout);
-        !relayout
-            && self.touched(command).is_some_and(|inos| inos.iter().all(covered))
-            && self.is_confined(command)
+        !relayout && self.is_confined(command)
     }
 
     /// Executes again here what succeeded on the confirmed tree.

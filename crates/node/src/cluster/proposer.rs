@@ -31,9 +31,18 @@ impl Proposer {
         kind: command::Kind,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
+        self.propose_indexed(kind, within).await.map(|(reply, _)| reply)
+    }
+
+    /// With the index of a log entry at or behind the command.
+    pub async fn propose_indexed(
+        &self,
+        kind: command::Kind,
+        within: Duration,
+    ) -> Result<(reply::Kind, u64), RegistryError> {
         let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
         let deadline = Instant::now() + within;
-        propose_as(&self.registry, id, kind, deadline).await.map(|(reply, _)| reply)
+        propose_as(&self.registry, id, kind, deadline).await
     }
 }
 

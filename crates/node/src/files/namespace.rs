@@ -187,7 +187,8 @@ impl Call<'_> {
             linkable: flags & libc::O_EXCL as u32 == 0,
         };
         // Nobody else can see it.
-        let attributes = inode_of(self.change(Command::CreateUnnamed(unnamed)).await?)?;
+        let made = self.change_heard(Command::CreateUnnamed(unnamed), None).await?;
+        let attributes = inode_of(made)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
         Ok((entry(&attributes), opened))
     }
@@ -232,6 +233,8 @@ impl Call<'_> {
         let node = self.files.parts.node;
         let holds = |nodes: &[NodeId]| nodes.contains(&node);
         if self.look(|tree| holds(tree.holders(handle.ino))) {
+            // What was written through it comes first.
+            self.sync().await?;
             let release = ReleaseInodes { inos: vec![handle.ino.0] };
             self.files.change(Command::Release(release), self.deadline).await?;
         }

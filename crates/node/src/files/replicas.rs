@@ -57,6 +57,14 @@ pub struct Stored {
     pub replicas: Vec<NodeId>,
 }
 
+/// A chunk that waits to be stored.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub id: ChunkId,
+    pub hash: [u8; HASH_SIZE],
+    pub data: Bytes,
+}
+
 /// What came of copying a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
@@ -174,10 +182,22 @@ impl Replicas {
         }
     }
 
-    async fn try_write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
+    pub fn name(&self) -> ChunkId {
         let shared = &self.shared;
-        let id = ChunkId { lane: shared.lane, seq: shared.next.fetch_add(1, Ordering::Relaxed) };
+        ChunkId { lane: shared.lane, seq: shared.next.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    pub async fn write_all(&self, drafts: Vec<Draft>, deadline: Instant) -> Result<Vec<Stored>, ContentError> {
+        futures_util::future::try_join_all(drafts.into_iter().map(|d| self.try_write_as(d.id, d.hash, d.data, deadline))).await
+    }
+
+    async fn try_write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
         let hash = *blake3::hash(&data).as_bytes();
+        self.try_write_as(self.name(), hash, data, deadline).await
+    }
+
+    async fn try_write_as(&self, id: ChunkId, hash: [u8; HASH_SIZE], data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
+        let shared = &self.shared;
         let alive = shared.candidates.alive();
         let ranked = place(id, &alive, alive.len());
         let wanted = shared.factor.min(ranked.len());

@@ -91,13 +91,10 @@ fn inode_of(change: &Change) -> Option<Ino> {
 }
 
 impl FeedState {
-    pub fn add(&mut self, mut changes: Vec<Change>) {
+    pub fn add(&mut self, changes: Vec<Change>) {
         if self.unheeded {
             return;
         }
-        // What the end of a write lease takes back was in its holder's caches alone, and that one has no
-        // read lease any more.
-        changes.retain(|change| change.what != What::Fenced);
         if self.changes.len() + changes.len() > FEED_MAX {
             self.all = true;
             self.changes.clear();
