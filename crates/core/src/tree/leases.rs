@@ -72,7 +72,7 @@ impl Tree {
         self.leases.live.get(&inode.lease).map(|lease| lease.node)
     }
 
-    /// The inodes that a command changes, or whose names it depends on. None: the command does not
+    /// The inodes that a command changes or depends on. None: the command does not
     /// depend on write leases.
     pub fn touched(&self, command: &Command) -> Option<Vec<Ino>> {
         let named = |parent: u64, name: &[u8]| {
@@ -94,8 +94,8 @@ impl Tree {
             Command::Fallocate(fallocate) => vec![Ino(fallocate.ino)],
             Command::SetXattr(set) => vec![Ino(set.ino)],
             Command::RemoveXattr(remove) => vec![Ino(remove.ino)],
-            Command::CreateUnnamed(_)
-            | Command::SetReplicas(_)
+            Command::CreateUnnamed(create) => vec![Ino(create.parent)],
+            Command::SetReplicas(_)
             | Command::Hold(_)
             | Command::Release(_)
             | Command::ReleaseNode(_)

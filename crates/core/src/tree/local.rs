@@ -78,6 +78,10 @@ impl Local {
         Some(local)
     }
 
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
@@ -220,8 +224,12 @@ impl Tree {
 
     /// Whether a lease on all that the command touches would do.
     pub fn may_be_unheard(&self, command: &Command) -> bool {
-        let relayout = matches!(command, Command::Write(write) if write.relayout);
-        !relayout && self.is_confined(command)
+        let once = match command {
+            Command::Write(write) => write.relayout,
+            Command::CreateUnnamed(_) => true,
+            _ => false,
+        };
+        !once && self.is_confined(command)
     }
 
     /// Executes again here what succeeded on the confirmed tree.

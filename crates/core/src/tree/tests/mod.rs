@@ -2,6 +2,7 @@
 
 mod anything;
 mod content;
+mod leases;
 mod locks;
 mod model;
 mod namespace;
