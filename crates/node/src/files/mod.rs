@@ -19,6 +19,7 @@
 
 mod attributes;
 mod caches;
+mod changelog;
 mod content;
 pub mod errno;
 mod handles;
