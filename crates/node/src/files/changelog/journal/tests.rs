@@ -29,7 +29,7 @@ fn record(number: u64, command: Command) -> Record {
 
 fn unlink(number: u64) -> Record {
     let name = format!("file {number}").into_bytes();
-    record(number, Command::Unlink(Unlink { parent: 1, name: name.into(), ..Default::default() }))
+    record(number, Command::Unlink(Unlink { parent: 1, name: name.into() }))
 }
 
 /// A change that names these chunks.
@@ -267,7 +267,7 @@ fn a_chunk_is_kept_for_a_change_in_the_next_segment() {
 /// A change that takes room.
 fn large_unlink(number: u64) -> Record {
     let name = vec![b'n'; LARGE].into();
-    record(number, Command::Unlink(Unlink { parent: 1, name, ..Default::default() }))
+    record(number, Command::Unlink(Unlink { parent: 1, name }))
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn mount_path(dir: &Path) -> &Path {
 /// A change of some 100 KB.
 fn large_name(number: u64) -> Record {
     let name = vec![b'n'; 100_000].into();
-    record(number, Command::Unlink(Unlink { parent: 1, name, ..Default::default() }))
+    record(number, Command::Unlink(Unlink { parent: 1, name }))
 }
 
 #[test]
@@ -411,7 +411,7 @@ proptest! {
         name in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
         let [lease, number, call, time] = fields;
-        let command = Command::Unlink(Unlink { parent: 1, name: name.into(), ..Default::default() });
+        let command = Command::Unlink(Unlink { parent: 1, name: name.into() });
         let (lease, time) = (LeaseId(lease), Time(time));
         let record = Record { lease, call, time, ..record(number, command) };
         let dir = tempfile::tempdir().unwrap();
