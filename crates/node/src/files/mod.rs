@@ -179,30 +179,39 @@ impl Files {
     }
 
     /// Looks at the tree and returns what was seen once it may be shown: everything that was
-    /// acknowledged before the call is in it, and nobody can see older things later. The look names the
-    /// inodes that it is about, and is told whether the kernel may be trusted with what it sees: not if
-    /// the answer has to wait.
+    /// acknowledged before the call is in it, and nobody can see older things later. `about`: the inodes that
+    /// the look is about. It is told whether the kernel may be trusted with what it sees: not if the answer
+    /// has to wait, for what is taken back meanwhile would have the kernel ignore the answer.
     async fn see<T>(
         &self,
         deadline: Instant,
-        look: impl Fn(&Tree, Trust) -> (T, [Ino; 2]),
+        about: impl Fn(&Tree) -> [Ino; 2],
+        look: impl Fn(&Tree, Trust) -> T,
     ) -> Result<T, FileError> {
         let registry = &self.parts.registry;
         self.log.resume(deadline).await?;
-        let (seen, inodes, standing) = self.look_who(|tree| look(tree, Trust::Kernel));
-        let shown = match standing {
-            Standing::Ours => true,
-            Standing::Theirs(_) => false,
-            Standing::Free => registry.unsettled(&inodes) == 0,
-        };
-        if shown && registry.holds_lease() {
+        let seen = self.look(|tree| {
+            let (inodes, standing) = self.standing(tree, about(tree));
+            let shown = match standing {
+                Standing::Ours => true,
+                Standing::Theirs(_) => false,
+                Standing::Free => registry.unsettled(&inodes) == 0,
+            };
+            (shown && registry.holds_lease()).then(|| look(tree, Trust::Kernel))
+        });
+        if let Some(seen) = seen
+            && registry.holds_lease()
+        {
             return Ok(seen);
         }
         loop {
             if !registry.holds_lease() {
                 self.fresh(deadline).await?;
             }
-            let (seen, inodes, standing) = self.look_who(|tree| look(tree, Trust::Nobody));
+            let (seen, inodes, standing) = self.look(|tree| {
+                let (inodes, standing) = self.standing(tree, about(tree));
+                (look(tree, Trust::Nobody), inodes, standing)
+            });
             match standing {
                 Standing::Theirs(holder) => self.log.recall(holder, &inodes, deadline).await?,
                 Standing::Free => {
@@ -214,22 +223,20 @@ impl Files {
         }
     }
 
-    /// Looks at the tree, and at who alone may know what is there now.
-    fn look_who<T>(&self, look: impl FnOnce(&Tree) -> (T, [Ino; 2])) -> (T, [Ino; 2], Standing) {
+    /// Who alone may know what these inodes are now; and those of them that others may know, if any.
+    fn standing(&self, tree: &Tree, inodes: [Ino; 2]) -> ([Ino; 2], Standing) {
         let node = self.parts.node;
-        self.look(|tree| {
-            let (seen, inodes) = look(tree);
-            let holders = inodes.map(|ino| tree.holder_of(ino));
-            let other = holders.into_iter().flatten().find(|holder| *holder != node);
-            match (other, holders) {
-                (Some(holder), _) => (seen, inodes, Standing::Theirs(holder)),
-                (None, [Some(_), Some(_)]) => (seen, inodes, Standing::Ours),
-                // What is ours need not be settled with others.
-                (None, [Some(_), None]) => (seen, [inodes[1]; 2], Standing::Free),
-                (None, [None, Some(_)]) => (seen, [inodes[0]; 2], Standing::Free),
-                (None, [None, None]) => (seen, inodes, Standing::Free),
-            }
-        })
+        let holders = inodes.map(|ino| tree.holder_of(ino));
+        if let Some(other) = holders.into_iter().flatten().find(|holder| *holder != node) {
+            return (inodes, Standing::Theirs(other));
+        }
+        match holders {
+            [Some(_), Some(_)] => (inodes, Standing::Ours),
+            // What is ours need not be settled with others.
+            [Some(_), None] => ([inodes[1]; 2], Standing::Free),
+            [None, Some(_)] => ([inodes[0]; 2], Standing::Free),
+            [None, None] => (inodes, Standing::Free),
+        }
     }
 
     /// Returns once no node can see what was before the changes of these inodes that are applied here.
@@ -393,12 +400,8 @@ impl Call<'_> {
         Ok(())
     }
 
-    async fn see<T>(&self, look: impl Fn(&Tree, Trust) -> (T, [Ino; 2])) -> Result<T, FileError> {
-        self.files.see(self.deadline, look).await
-    }
-
     /// Looks at what is about this call's inode alone.
     async fn see_own<T>(&self, look: impl Fn(&Tree, Trust) -> T) -> Result<T, FileError> {
-        self.see(|tree, trust| (look(tree, trust), [self.ino; 2])).await
+        self.files.see(self.deadline, |_| [self.ino; 2], look).await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use unum_core::tree::TreeError;
+use unum_core::tree::{Tree, TreeError};
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
@@ -25,17 +25,18 @@ use super::handles::{Handle, HandleId};
 
 impl Call<'_> {
     pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
+        let about = |tree: &Tree| [self.ino, tree.lookup(self.ino, name).unwrap_or(self.ino)];
         let (found, ttl) = self
-            .see(|tree, trust| {
+            .files
+            .see(self.deadline, about, |tree, trust| {
                 let found = tree.lookup(self.ino, name).and_then(|ino| tree.attributes(ino));
-                let child = found.as_ref().map_or(self.ino, |attributes| Ino(attributes.ino));
                 let ttl = match found {
                     Ok(_) | Err(TreeError::NotFound) => {
                         self.files.caches.trust_name(trust, self.ino, name)
                     }
                     Err(_) => Duration::ZERO,
                 };
-                ((found, ttl), [self.ino, child])
+                (found, ttl)
             })
             .await?;
         match found {

@@ -18,7 +18,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Drain, Drained, LoggedChange, NewChunk, TreeCommand};
 
-use super::{ChangeLog, left};
+use super::{ChangeLog, JOURNAL_IDLE_MAX, left};
 use crate::files::errno::FileError;
 use crate::files::replicas::{ContentError, Draft, Stored};
 use crate::files::tree_outcome;
@@ -31,7 +31,7 @@ pub const BATCH_CHANGES_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Bytes of contents that go to the replicas at once.
 const BATCH_CONTENT_MAX: usize = 8 << 20;
-/// Bytes in the journal beyond which draining does not wait for company.
+/// Bytes of contents beyond which draining does not wait for company.
 const CONTENT_WAITING_MAX: u64 = 4 << 20;
 /// Pause before a batch is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -138,7 +138,7 @@ impl ChangeLog {
             let (ready, due) = {
                 let inner = self.inner();
                 let due = inner.oldest.unwrap_or_else(Instant::now) + DELAY;
-                (inner.demanded || inner.journal.bytes() > CONTENT_WAITING_MAX, due)
+                (inner.demanded || inner.content > CONTENT_WAITING_MAX, due)
             };
             let pending = self.parts.registry.read_local(|local| {
                 local.map_or(BATCH_CHANGES_MAX, |local| local.pending().len())
@@ -174,6 +174,7 @@ impl ChangeLog {
         let Some(mut batch) = self.next_batch() else { return Ok(()) };
         let deadline = Instant::now() + TRY_TIME;
         let drafts = std::mem::take(&mut batch.drafts);
+        let content: u64 = drafts.iter().map(|draft| draft.data.len() as u64).sum();
         let stored = self.parts.replicas.write_all(drafts, deadline).await?;
         let places: HashMap<ChunkId, Stored> =
             stored.into_iter().map(|stored| (stored.id, stored)).collect();
@@ -196,7 +197,9 @@ impl ChangeLog {
             Err(FileError::Tree(TreeError::Stale)) => return Ok(()),
             Err(error) => return Err(error),
         }
-        if let Err(error) = self.inner().journal.drained(lease, last) {
+        let mut inner = self.inner();
+        inner.content = inner.content.saturating_sub(content);
+        if let Err(error) = inner.journal.drained(lease, last) {
             tracing::warn!(%error, "the change log cannot be cut");
         }
         Ok(())
@@ -286,12 +289,12 @@ impl ChangeLog {
         if let Err(error) = inner.journal.clear() {
             tracing::warn!(%error, "the change log cannot be emptied");
         }
-        inner.oldest = None;
+        (inner.oldest, inner.content) = (None, 0);
         drop(inner);
         self.moved.notify_waiters();
     }
 
-    fn fail(&self, inodes: &BTreeSet<Ino>) {
+    pub(super) fn fail(&self, inodes: &BTreeSet<Ino>) {
         if !inodes.is_empty() {
             self.parts.handles.lock().unwrap_or_else(PoisonError::into_inner).fail(inodes);
         }
@@ -301,6 +304,11 @@ impl ChangeLog {
         let empty = self.is_empty();
         let mut inner = self.inner();
         inner.demanded &= !empty;
+        if empty && inner.journal.bytes() > JOURNAL_IDLE_MAX
+            && let Err(error) = inner.journal.clear()
+        {
+            tracing::warn!(%error, "the change log cannot be emptied");
+        }
         inner.oldest = (!empty).then(Instant::now);
         drop(inner);
         self.moved.notify_waiters();
@@ -317,7 +325,7 @@ fn new_chunks_mut(change: &mut LoggedChange) -> impl Iterator<Item = &mut NewChu
 }
 
 /// Those that a change names.
-fn inodes_of(command: Option<&TreeCommand>) -> Vec<Ino> {
+pub(super) fn inodes_of(command: Option<&TreeCommand>) -> Vec<Ino> {
     let Some(command) = command.and_then(|command| command.command.as_ref()) else {
         return Vec::new();
     };

@@ -136,7 +136,13 @@ impl ChangeLog {
         let Some((lease, _)) = lease else { return Ok(registry.applied()) };
         let release = Command::ReleaseLease(ReleaseLease { lease: lease.0 });
         match self.command(release, deadline).await {
-            Ok((_, index)) => Ok(index),
+            Ok((_, index)) => {
+                // Whatever is in the journal when a daemon starts without the lease was lost with it.
+                if let Err(error) = self.inner().journal.clear() {
+                    tracing::warn!(%error, "the change log cannot be emptied");
+                }
+                Ok(index)
+            }
             Err(FileError::Tree(TreeError::Stale)) => Ok(registry.applied()),
             Err(error) => Err(error),
         }

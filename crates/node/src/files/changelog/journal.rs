@@ -87,10 +87,6 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub fn len(&self) -> u32 {
-        self.length
-    }
-
     /// A part of the chunk, which must lie within it.
     pub fn read(&self, offset: u32, length: u32) -> io::Result<Bytes> {
         if offset.checked_add(length).is_none_or(|end| end > self.length) {

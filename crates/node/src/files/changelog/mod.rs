@@ -21,7 +21,7 @@ mod gate;
 mod holding;
 mod journal;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use unum_core::time::Time;
 use unum_core::tree::{Local, Pending, Refusal, Tree};
 use unum_net::Client;
-use unum_proto::ids::{Ino, NodeId};
+use unum_proto::ids::{ChunkId, Ino, LeaseId, NodeId};
 use unum_proto::tree::TreeReply;
 use unum_proto::tree::tree_command::Command;
 
@@ -41,7 +41,7 @@ use super::handles::Handles;
 use super::replicas::{Draft, Replicas};
 use crate::cluster::proposer::Proposer;
 use crate::registry::{Registry, RegistryError, system_clock};
-use drain::Trouble;
+use drain::{Trouble, inodes_of};
 use gate::Gate;
 use holding::Contention;
 use journal::{Journal, Kept, Record};
@@ -49,8 +49,11 @@ use journal::{Journal, Kept, Record};
 pub use drain::run as drain;
 pub use holding::routes;
 
-/// Bytes that the journal may keep. More has to wait until some are drained.
-const JOURNAL_BYTES_MAX: u64 = 192 << 20;
+/// Bytes of contents that may wait to be drained; what comes then waits itself.
+const CONTENT_MAX: u64 = 128 << 20;
+/// Bytes of the journal, contents of refused changes included, beyond which it is begun anew once nothing
+/// waits.
+const JOURNAL_IDLE_MAX: u64 = 64 << 20;
 /// A node that changed something within this time asks for a write lease at its next change.
 const ACTIVE_TIME: Duration = Duration::from_secs(1);
 
@@ -94,6 +97,8 @@ struct Inner {
     answered: HashMap<u64, TreeReply>,
     /// What an earlier daemon left, until it is in the local view.
     left: Vec<Record>,
+    /// Bytes of contents that wait to be drained.
+    content: u64,
     /// The log shall be empty as soon as may be.
     demanded: bool,
     /// Since when the oldest pending change waits.
@@ -152,6 +157,7 @@ impl ChangeLog {
             contention: Contention::default(),
             answered: HashMap::new(),
             left,
+            content: 0,
             demanded: false,
             oldest: None,
             trouble: None,
@@ -187,24 +193,24 @@ impl ChangeLog {
             let applied = registry.applied();
             registry.settle(applied, left(deadline)).await?;
         }
-        self.resume_here();
+        if let Err(error) = self.resume_here() {
+            tracing::warn!(%error, "the change log cannot be cut");
+        }
         self.resumed.store(true, Ordering::Release);
         self.work.notify_one();
         Ok(())
     }
 
-    fn resume_here(&self) {
+    fn resume_here(&self) -> std::io::Result<()> {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let records = std::mem::take(&mut inner.left);
         inner.answered.extend(records.iter().map(|record| (record.call, record.reply.clone())));
-        let (resumed, lost) = self.parts.registry.with_local(|confirmed, local| {
-            let lease = confirmed.lease_of(self.parts.node).map(|(id, _)| id);
+        let (resumed, content, lost, drained) = self.parts.registry.with_local(|confirmed, local| {
+            let lease = confirmed.lease_of(self.parts.node);
+            let live = lease.map(|(id, _)| id);
             let (ours, others): (Vec<_>, Vec<_>) =
-                records.into_iter().partition(|record| Some(record.lease) == lease);
-            let newest = others.last().map(|record| record.lease);
-            // The last change of a lease that was given back in order is drained.
-            let lost = newest.is_some_and(|newest| lease.is_none_or(|lease| lease < newest));
+                records.into_iter().partition(|record| Some(record.lease) == live);
             let pending = ours.into_iter().map(|record| Pending {
                 number: record.number,
                 time: record.time,
@@ -212,19 +218,37 @@ impl ChangeLog {
             });
             *local = Local::resume(confirmed, self.parts.node, pending)
                 .filter(|local| !local.pending().is_empty());
-            (local.as_ref().map_or(0, |local| local.pending().len()), lost)
+            let pending = local.iter().flat_map(Local::pending);
+            let content: u64 = pending
+                .filter_map(|change| change.command.command.as_ref())
+                .map(length_of)
+                .sum();
+            let resumed = local.as_ref().map_or(0, |local| local.pending().len());
+            (resumed, content, others, lease.map(|(id, state)| (id, state.drained)))
         });
         inner.clock = LeaseClock {
             base: self.parts.registry.read(|state| state.time()).max(system_clock()()),
             at: Instant::now(),
         };
         inner.oldest = (resumed > 0).then(Instant::now);
+        inner.content = content;
+        let commands = lost.iter().map(|record| &record.command);
+        self.fail(&commands.flat_map(|command| inodes_of(Some(command))).collect());
+        let over: BTreeSet<LeaseId> = lost.iter().map(|record| record.lease).collect();
+        for (lease, last) in over.into_iter().map(|lease| (lease, u64::MAX)).chain(drained) {
+            inner.journal.drained(lease, last)?;
+        }
+        if !lost.is_empty() {
+            tracing::error!(
+                changes = lost.len(),
+                "this node was declared down before its daemon could go on: what its programs \
+                 changed last is lost, as after a crash"
+            );
+        }
         if resumed > 0 {
             tracing::info!(changes = resumed, "going on with what the former daemon had changed");
         }
-        if lost {
-            tracing::debug!("the former daemon's write lease is over");
-        }
+        Ok(())
     }
 
     /// Makes a change unheard if that may be. None: it is to be a command to the registry. `call`: the
@@ -280,7 +304,7 @@ impl ChangeLog {
         if inner.gate.is_passing() {
             return Tried::Directly;
         }
-        if inner.gate.is_closed() || inner.journal.bytes() >= JOURNAL_BYTES_MAX {
+        if inner.gate.is_closed() || inner.content >= CONTENT_MAX {
             inner.demanded = true;
             self.work.notify_one();
             return Tried::Later;
@@ -290,7 +314,10 @@ impl ChangeLog {
             return Tried::Directly;
         }
         match self.apply(inner, call, command) {
-            Ok(reply) => Tried::Done(reply),
+            Ok(reply) => {
+                inner.content += length_of(command);
+                Tried::Done(reply)
+            }
             Err(Refusal::Full) => Tried::Later,
             Err(Refusal::NoNumber) => Tried::Renew,
             Err(Refusal::NotCovered) => Tried::Directly,
@@ -344,7 +371,7 @@ impl ChangeLog {
     }
 
     /// The bytes of a chunk that is not drained yet.
-    pub fn chunk(&self, id: unum_proto::ids::ChunkId) -> Option<Kept> {
+    pub fn chunk(&self, id: ChunkId) -> Option<Kept> {
         self.inner().journal.chunk(id)
     }
 
@@ -354,7 +381,7 @@ impl ChangeLog {
         moved.as_mut().enable();
         let stuck = {
             let inner = self.inner();
-            inner.gate.is_closed() || inner.journal.bytes() >= JOURNAL_BYTES_MAX
+            inner.gate.is_closed() || inner.content >= CONTENT_MAX
         };
         if stuck || self.is_full() {
             timeout_at(deadline, moved).await.map_err(|_| self.late())?;
@@ -391,6 +418,14 @@ fn standing(tree: &Tree, node: NodeId, command: &Command) -> Standing {
         return Standing::Public;
     }
     Standing::Free(inos.into_iter().filter(|ino| tree.holder_of(*ino).is_none()).collect())
+}
+
+/// Bytes of the contents that come with a change.
+fn length_of(command: &Command) -> u64 {
+    match command {
+        Command::Write(write) => write.chunks.iter().map(|chunk| u64::from(chunk.length)).sum(),
+        _ => 0,
+    }
 }
 
 fn left(deadline: Instant) -> Duration {
