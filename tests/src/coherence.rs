@@ -50,7 +50,14 @@ impl Model {
     /// the one before; machines that are at work for long get write leases.
     pub fn new(root: &str, actors: usize, stay: f64) -> Self {
         let nodes = BTreeMap::from([(ROOT, Node::Directory { entries: BTreeMap::new() })]);
-        Self { root: root.into(), nodes, next: 1, open: vec![[None; OPEN_MAX]; actors], at: 0, stay }
+        Self {
+            root: root.into(),
+            nodes,
+            next: 1,
+            open: vec![[None; OPEN_MAX]; actors],
+            at: 0,
+            stay,
+        }
     }
 
     /// One random call on one random machine. Returns what was done; panics on a wrong answer.

@@ -209,7 +209,11 @@ impl Tree {
     /// Counts bytes as added that may replace others: close to the limit that is too strict.
     fn room_for_bytes(&self, lengths: impl Iterator<Item = u64>) -> Result<(), TreeError> {
         let total = lengths.fold(self.allocated, u64::saturating_add);
-        if total <= ALLOCATED_MAX - self.kept_back(RESERVED_BYTES_MAX) { Ok(()) } else { Err(TreeError::NoSpace) }
+        if total <= ALLOCATED_MAX - self.kept_back(RESERVED_BYTES_MAX) {
+            Ok(())
+        } else {
+            Err(TreeError::NoSpace)
+        }
     }
 
     /// truncate. Changes nothing if it fails.

@@ -81,9 +81,7 @@ impl Tree {
         };
         Some(match command {
             Command::Create(create) => named(create.parent, &create.name).collect(),
-            Command::Link(link) => {
-                named(link.parent, &link.name).chain([Ino(link.ino)]).collect()
-            }
+            Command::Link(link) => named(link.parent, &link.name).chain([Ino(link.ino)]).collect(),
             Command::Unlink(unlink) => named(unlink.parent, &unlink.name).collect(),
             Command::Rmdir(rmdir) => named(rmdir.parent, &rmdir.name).collect(),
             Command::Rename(rename) => named(rename.parent, &rename.name)

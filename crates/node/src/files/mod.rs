@@ -39,10 +39,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use unum_core::tree::{Tree, TreeError};
+use unum_net::Client;
 use unum_proto::ids::{Ino, Lane, NodeId, RequestId};
 use unum_proto::registry::{command, reply};
 use unum_proto::tree::{TreeCommand, tree_command, tree_reply};
-use unum_net::Client;
 use unum_sys::fuse::Notifier;
 
 use crate::cluster::proposer::{Proposer, propose_as};

@@ -19,7 +19,10 @@ struct Cluster {
 enum Step {
     Change(Command),
     Shared(Command),
-    Acquire { inos: Vec<u64>, below: u32 },
+    Acquire {
+        inos: Vec<u64>,
+        below: u32,
+    },
     Drain(usize),
     /// The same, but the answer is lost: it is drained again.
     DrainTwice(usize),
@@ -92,8 +95,7 @@ impl Cluster {
         while self.drain(node, 1024).is_some() {}
     }
 
-    fn change(&mut self, node: NodeId, mut command: Command) {
-        aim(&mut command, node, self.view(node));
+    fn change(&mut self, node: NodeId, command: Command) {
         if self.view(node).may_change_unheard(node, &command) {
             let local = match self.local(node).take() {
                 Some(local) => local,
@@ -117,7 +119,10 @@ impl Cluster {
     fn take(&mut self, node: NodeId, step: Step) {
         self.now = Time(self.now.0 + 1_000_000_000);
         match step {
-            Step::Change(command) => self.change(node, command),
+            Step::Change(mut command) => {
+                aim(&mut command, node, self.view(node));
+                self.change(node, command);
+            }
             Step::Shared(Command::Reap(_) | Command::ReleaseNode(_)) => {}
             Step::Shared(mut command) => {
                 aim(&mut command, node, &self.confirmed);
@@ -141,7 +146,9 @@ impl Cluster {
                     self.commit(node, Command::ReleaseLease(ReleaseLease { lease: lease.0 }));
                 }
             }
-            Step::Down => drop(self.commit(node, Command::ReleaseNode(ReleaseNode { node: node.0 }))),
+            Step::Down => {
+                drop(self.commit(node, Command::ReleaseNode(ReleaseNode { node: node.0 })))
+            }
             Step::Reap => {
                 let free = self.confirmed.reapable(Time(u64::MAX), 8);
                 let wanted: Vec<Ino> = self.touched_by_pending();
@@ -260,4 +267,92 @@ proptest! {
             }
         }
     }
+}
+
+/// A cluster whose node 1 has `/a` and `/b` covered, each with a directory `x` in it.
+fn leased() -> (Cluster, [Ino; 2]) {
+    let mut cluster = Cluster::new();
+    let mut make = |parent: Ino, name: &str| {
+        let kind = Kind::Directory.to_proto() as i32;
+        let create = Create { parent: parent.0, name: bytes(name), kind, ..Create::default() };
+        let reply = cluster.commit(NodeId(2), Command::Create(create));
+        inode_of(outcome(&reply).expect("made"))
+    };
+    let [a, b] = ["a", "b"].map(|name| make(ROOT, name));
+    make(a, "x");
+    make(b, "x");
+    let acquire = AcquireLease { inos: vec![a.0, b.0], below: 8 };
+    let reply = cluster.commit(NodeId(1), Command::AcquireLease(acquire));
+    let Ok(Outcome::Leased(leased)) = outcome(&reply) else { panic!("{reply:?}") };
+    assert_eq!(leased.inos.len(), 4, "the two and what is below them");
+    (cluster, [a, b])
+}
+
+fn refused(cluster: &mut Cluster, node: u64, command: Command) -> Option<TreeError> {
+    outcome(&cluster.commit(NodeId(node), command)).err()
+}
+
+#[test]
+fn what_a_lease_covers_is_changed_by_its_holder_alone() {
+    let (mut cluster, [a, b]) = leased();
+    assert_eq!(refused(&mut cluster, 2, rmdir(a, "x")), Some(TreeError::Held));
+    assert_eq!(
+        refused(&mut cluster, 2, rename((ROOT, "a"), (ROOT, "c"), 0)),
+        Some(TreeError::Held)
+    );
+    let acquire = Command::AcquireLease(AcquireLease { inos: vec![b.0], below: 0 });
+    assert_eq!(refused(&mut cluster, 2, acquire.clone()), Some(TreeError::Held));
+    // A directory is covered, not what it is in.
+    let other = Create { parent: ROOT.0, name: bytes("c"), kind: 1, ..Create::default() };
+    assert_eq!(refused(&mut cluster, 2, Command::Create(other)), None);
+    // What is born in a covered directory is covered, by a number of the holder's range.
+    let kind = Kind::Directory.to_proto() as i32;
+    let create = Create { parent: a.0, name: bytes("new"), kind, ..Create::default() };
+    cluster.change(NodeId(1), Command::Create(create));
+    assert_eq!(cluster.view(NodeId(2)).lookup(a, b"new"), Err(TreeError::NotFound));
+    let new = cluster.view(NodeId(1)).lookup(a, b"new").expect("made");
+    assert!(new < cluster.view(NodeId(2)).lookup(ROOT, b"c").expect("made"), "a range of its own");
+    cluster.drain_all(NodeId(1));
+    assert_eq!(refused(&mut cluster, 2, rmdir(a, "new")), Some(TreeError::Held));
+    // The end of the lease frees all of it.
+    cluster.take(NodeId(1), Step::Release);
+    assert_eq!(refused(&mut cluster, 2, rmdir(a, "new")), None);
+    assert_eq!(refused(&mut cluster, 2, acquire), None);
+    assert_eq!(refused(&mut cluster, 1, rmdir(b, "x")), Some(TreeError::Held));
+}
+
+#[test]
+fn a_directory_goes_elsewhere_only_with_the_log() {
+    let (mut cluster, [a, b]) = leased();
+    let node = NodeId(1);
+    let view = cluster.view(node);
+    assert!(view.may_change_unheard(node, &rename((a, "x"), (a, "y"), 0)));
+    // Another node might put b below what moves meanwhile, and neither would notice.
+    assert!(!view.may_change_unheard(node, &rename((a, "x"), (b, "y"), 0)));
+    assert!(!view.may_change_unheard(NodeId(2), &rename((a, "x"), (a, "y"), 0)));
+    let file = Create { parent: a.0, name: bytes("f"), kind: 1, ..Create::default() };
+    cluster.change(node, Command::Create(file));
+    let to = (b, "f");
+    assert!(cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
+    // What is strict is never kept back.
+    let (name, value) = (bytes("user.unum.class"), bytes("strict"));
+    cluster.commit(node, Command::SetXattr(SetXattr { ino: b.0, name, value, mode: 0 }));
+    assert!(!cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
+}
+
+#[test]
+fn a_node_that_is_declared_down_loses_what_it_had_not_drained() {
+    let (mut cluster, [a, _]) = leased();
+    let node = NodeId(1);
+    for name in ["one", "two", "three"] {
+        let create = Create { parent: a.0, name: bytes(name), kind: 1, ..Create::default() };
+        cluster.change(node, Command::Create(create));
+    }
+    let late = cluster.drain(node, 2).expect("drained");
+    cluster.take(node, Step::Down);
+    assert!(cluster.locals[0].is_none(), "its local view is gone");
+    assert_eq!(refused(&mut cluster, 1, Command::Drain(late)), Some(TreeError::Stale));
+    let tree = cluster.view(node);
+    assert!(tree.lookup(a, b"two").is_ok());
+    assert_eq!(tree.lookup(a, b"three"), Err(TreeError::NotFound));
 }

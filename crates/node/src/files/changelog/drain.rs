@@ -140,9 +140,10 @@ impl ChangeLog {
                 let due = inner.oldest.unwrap_or_else(Instant::now) + DELAY;
                 (inner.demanded || inner.content > CONTENT_WAITING_MAX, due)
             };
-            let pending = self.parts.registry.read_local(|local| {
-                local.map_or(BATCH_CHANGES_MAX, |local| local.pending().len())
-            });
+            let pending = self
+                .parts
+                .registry
+                .read_local(|local| local.map_or(BATCH_CHANGES_MAX, |local| local.pending().len()));
             if ready || pending >= BATCH_CHANGES_MAX || Instant::now() >= due {
                 return;
             }
@@ -187,8 +188,7 @@ impl ChangeLog {
         let (lease, last) = (batch.lease, batch.last());
         let drain = Drain { lease: lease.0, first: batch.first, changes: batch.changes.clone() };
         let command = command::Kind::Tree(TreeCommand::from(Command::Drain(drain)));
-        let (reply, index) =
-            self.parts.proposer.propose_indexed(command, left(deadline)).await?;
+        let (reply, index) = self.parts.proposer.propose_indexed(command, left(deadline)).await?;
         self.parts.registry.reached(index, left(deadline)).await?;
         match tree_outcome(reply) {
             Ok(Outcome::Drained(drained)) => self.report(&batch, &drained),
@@ -304,7 +304,8 @@ impl ChangeLog {
         let empty = self.is_empty();
         let mut inner = self.inner();
         inner.demanded &= !empty;
-        if empty && inner.journal.bytes() > JOURNAL_IDLE_MAX
+        if empty
+            && inner.journal.bytes() > JOURNAL_IDLE_MAX
             && let Err(error) = inner.journal.clear()
         {
             tracing::warn!(%error, "the change log cannot be emptied");

@@ -206,26 +206,27 @@ impl ChangeLog {
         let inner = &mut *inner;
         let records = std::mem::take(&mut inner.left);
         inner.answered.extend(records.iter().map(|record| (record.call, record.reply.clone())));
-        let (resumed, content, lost, drained) = self.parts.registry.with_local(|confirmed, local| {
-            let lease = confirmed.lease_of(self.parts.node);
-            let live = lease.map(|(id, _)| id);
-            let (ours, others): (Vec<_>, Vec<_>) =
-                records.into_iter().partition(|record| Some(record.lease) == live);
-            let pending = ours.into_iter().map(|record| Pending {
-                number: record.number,
-                time: record.time,
-                command: record.command,
+        let (resumed, content, lost, drained) =
+            self.parts.registry.with_local(|confirmed, local| {
+                let lease = confirmed.lease_of(self.parts.node);
+                let live = lease.map(|(id, _)| id);
+                let (ours, others): (Vec<_>, Vec<_>) =
+                    records.into_iter().partition(|record| Some(record.lease) == live);
+                let pending = ours.into_iter().map(|record| Pending {
+                    number: record.number,
+                    time: record.time,
+                    command: record.command,
+                });
+                *local = Local::resume(confirmed, self.parts.node, pending)
+                    .filter(|local| !local.pending().is_empty());
+                let pending = local.iter().flat_map(Local::pending);
+                let content: u64 = pending
+                    .filter_map(|change| change.command.command.as_ref())
+                    .map(length_of)
+                    .sum();
+                let resumed = local.as_ref().map_or(0, |local| local.pending().len());
+                (resumed, content, others, lease.map(|(id, state)| (id, state.drained)))
             });
-            *local = Local::resume(confirmed, self.parts.node, pending)
-                .filter(|local| !local.pending().is_empty());
-            let pending = local.iter().flat_map(Local::pending);
-            let content: u64 = pending
-                .filter_map(|change| change.command.command.as_ref())
-                .map(length_of)
-                .sum();
-            let resumed = local.as_ref().map_or(0, |local| local.pending().len());
-            (resumed, content, others, lease.map(|(id, state)| (id, state.drained)))
-        });
         inner.clock = LeaseClock {
             base: self.parts.registry.read(|state| state.time()).max(system_clock()()),
             at: Instant::now(),
@@ -324,12 +325,7 @@ impl ChangeLog {
         }
     }
 
-    fn apply(
-        &self,
-        inner: &mut Inner,
-        call: u64,
-        command: &Command,
-    ) -> Result<TreeReply, Refusal> {
+    fn apply(&self, inner: &mut Inner, call: u64, command: &Command) -> Result<TreeReply, Refusal> {
         let (time, journal) = (inner.clock.now(), &mut inner.journal);
         let (reply, pending) = self.parts.registry.with_local(|confirmed, local| {
             let view = match local {
