@@ -648,6 +648,10 @@ pub struct AppendReply {
     /// With a mark: the entries up to this one are applied, and no cache shows what was before them.
     #[prost(uint64, tag = "5")]
     pub confirmed: u64,
+    /// Unless `HigherVote`: nanoseconds since the sender last heard a leader of an earlier term, or since
+    /// it started. Absent: not known.
+    #[prost(fixed64, optional, tag = "6")]
+    pub former_ns: Option<u64>,
 }
 
 /// A reading of the clock of a node that wants a read lease.
