@@ -19,8 +19,8 @@ pub enum Mutation {
     ForgetFormerLeases,
     /// A new leader takes one voter's word for when former ones were heard last.
     TrustOne,
-    /// A node that started anew says that it never heard a former leader.
-    ForgetHeard,
+    /// For a while after a majority answered it, a leader gives whole leases, as if none could follow it.
+    OutliveProof,
     /// A leader renews read leases though no majority answers it.
     RenewWithoutQuorum,
     /// A reader does not wait until what it shows is stable.

@@ -13,7 +13,9 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{AsyncRuntime, EntryPayload, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::{
+    AsyncRuntime, EntryPayload, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2,
+};
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 

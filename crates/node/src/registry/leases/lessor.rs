@@ -10,6 +10,9 @@ use unum_proto::registry as wire;
 
 use super::{Inner, Leases, Mutation, mark_from_wire, mark_to_wire};
 
+/// For how long a planted flaw has leases given without proof.
+const PLANTED_PROOF_AGE: Duration = Duration::from_millis(256);
+
 pub(super) struct Leading {
     pub term: u64,
     pub lessor: Lessor,
@@ -188,9 +191,8 @@ impl Leading {
     fn heard_former(&mut self, from: NodeId, at: Duration, mutation: Mutation) -> bool {
         if mutation == Mutation::TrustOne {
             let voters = self.voters.sets.iter().flatten();
-            return voters.fold(false, |sooner, voter| {
-                sooner | self.lessor.heard_former(*voter, at)
-            });
+            return voters
+                .fold(false, |sooner, voter| sooner | self.lessor.heard_former(*voter, at));
         }
         self.lessor.heard_former(from, at)
     }
@@ -198,15 +200,18 @@ impl Leading {
     /// When messages were sent that a majority of each configuration has answered: what shows that
     /// this node leads, and what leases are given by.
     fn quorum_at(&mut self, own: NodeId, now: Duration, mutation: Mutation) -> Duration {
-        let quorum_at = self.answered_by_majority(own, now, mutation);
+        let quorum_at = self.answered_by_majority(own, now);
+        let fresh = now < quorum_at + PLANTED_PROOF_AGE;
+        let quorum_at = match mutation {
+            Mutation::RenewWithoutQuorum => now,
+            Mutation::OutliveProof if fresh => now,
+            _ => quorum_at,
+        };
         self.proven = self.proven.max(quorum_at);
         quorum_at
     }
 
-    fn answered_by_majority(&self, own: NodeId, now: Duration, mutation: Mutation) -> Duration {
-        if mutation == Mutation::RenewWithoutQuorum {
-            return now;
-        }
+    fn answered_by_majority(&self, own: NodeId, now: Duration) -> Duration {
         let at = |node: &NodeId| match *node == own {
             true => now,
             false => self.answered.get(node).copied().unwrap_or_default(),

@@ -126,9 +126,6 @@ impl<RT: AsyncRuntime> Leases<RT> {
     pub fn former_ns(&self, term: u64) -> Option<u64> {
         let (now, inner) = (self.now(), self.inner());
         let at = inner.heard.before(term)?;
-        if self.mutation == Mutation::ForgetHeard && at.is_zero() {
-            return Some(u64::MAX);
-        }
         Some(now.saturating_sub(at).as_nanos() as u64)
     }
 
