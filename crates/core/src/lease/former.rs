@@ -12,8 +12,8 @@ use unum_proto::ids::NodeId;
 pub struct Heard {
     /// The latest that is known to have begun.
     term: u64,
-    /// When its leader was heard last, if it was.
-    last: Duration,
+    /// When its leader was heard last.
+    last: Option<Duration>,
     /// When leaders of earlier terms were heard last; the beginning of this life if never.
     earlier: Duration,
 }
@@ -27,7 +27,7 @@ impl Heard {
     pub fn leader(&mut self, term: u64, at: Duration) {
         self.begin(term);
         match term == self.term {
-            true => self.last = self.last.max(at),
+            true => self.last = self.last.max(Some(at)),
             false => self.earlier = self.earlier.max(at),
         }
     }
@@ -35,7 +35,7 @@ impl Heard {
     /// A term has begun: this node votes, or leads, or follows in it.
     pub fn begin(&mut self, term: u64) {
         if term > self.term {
-            self.earlier = self.earlier.max(self.last);
+            self.earlier = self.earlier.max(self.last.take().unwrap_or_default());
             self.term = term;
         }
     }
@@ -45,8 +45,14 @@ impl Heard {
     pub fn before(&self, term: u64) -> Option<Duration> {
         match term == self.term {
             true => Some(self.earlier),
-            false => (term > self.term).then(|| self.earlier.max(self.last)),
+            false => (term > self.term).then(|| self.earlier.max(self.last.unwrap_or_default())),
         }
+    }
+
+    /// The same for this node when it begins to lead. None also if it was a leader of this term already:
+    /// it may have given leases.
+    pub fn before_leading(&self, term: u64) -> Option<Duration> {
+        self.before(term).filter(|_| term != self.term || self.last.is_none())
     }
 }
 
@@ -107,6 +113,9 @@ mod tests {
         heard.leader(3, MS * 40);
         assert_eq!((heard.before(3), heard.before(4)), (Some(MS * 20), Some(MS * 40)));
         assert_eq!(heard.before(2), None, "a later term has begun");
+        assert_eq!(heard.before_leading(3), None, "somebody led in it");
+        heard.begin(4);
+        assert_eq!(heard.before_leading(4), Some(MS * 40));
     }
 
     #[test]

@@ -56,7 +56,7 @@
 //! programs may stand still anywhere for any time. The times up to a lease's end are measured by four clocks: the
 //! voter's, the new and the former leader's and the holder's. Where one after the other measures, the error is
 //! that of the whole only once; by the voter's clock, which measures what has gone by before
-//! the rest, at most a little more: 5.2 % of [`LEASE`] together, while [`DRIFT_MAX`] is 6.25 %.
+//! the rest, at most a little more: 5.1 % of [`LEASE`] together, while [`DRIFT_MAX`] is 6.25 %.
 //! A clock that stands still (a virtual machine that is suspended and goes on) breaks the assumption.
 //!
 //! Left out: a node that is removed is no member that a new leader waits for. For as long as its lease

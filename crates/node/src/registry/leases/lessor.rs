@@ -64,7 +64,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
                     Mutation::ForgetFormerLeases => Vec::new(),
                     _ => members(),
                 };
-                let heard = inner.heard.before(lead.term);
+                let heard = inner.heard.before_leading(lead.term);
                 let lessor = Lessor::new(now, self.former(&lead, heard), waited_for, lead.last);
                 inner.leading = Some(Leading {
                     term: lead.term,
