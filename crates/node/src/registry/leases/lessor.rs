@@ -119,7 +119,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
         let now = self.now();
         let mut inner = self.inner();
         let leading = inner.leading.as_mut().filter(|leading| leading.term == term)?;
-        let quorum_at = leading.quorum_at(self.own, now, self.mutation);
+        let quorum_at = leading.quorum_at(self.own, now, self.mutation)?;
         leading.lessor.renewal(now, to, quorum_at).map(mark_to_wire)
     }
 
@@ -159,7 +159,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
         let Some(leading) = &mut inner.leading else { return };
         let quorum_at = leading.quorum_at(self.own, now, self.mutation);
         leading.lessor.answered(now, self.own, Some(mark), confirmed);
-        if let Some(mark) = leading.lessor.renewal(now, self.own, quorum_at) {
+        let renewal = quorum_at.and_then(|at| leading.lessor.renewal(now, self.own, at));
+        if let Some(mark) = renewal {
             inner.holder.renew(mark);
         }
     }
@@ -198,29 +199,30 @@ impl Leading {
     }
 
     /// When messages were sent that a majority of each configuration has answered: what shows that
-    /// this node leads, and what leases are given by.
-    fn quorum_at(&mut self, own: NodeId, now: Duration, mutation: Mutation) -> Duration {
+    /// this node leads, and what leases are given by. None: there are none.
+    fn quorum_at(&mut self, own: NodeId, now: Duration, mutation: Mutation) -> Option<Duration> {
         let quorum_at = self.answered_by_majority(own, now);
-        let fresh = now < quorum_at + PLANTED_PROOF_AGE;
+        let fresh = quorum_at.is_some_and(|at| now < at + PLANTED_PROOF_AGE);
         let quorum_at = match mutation {
-            Mutation::RenewWithoutQuorum => now,
-            Mutation::OutliveProof if fresh => now,
+            Mutation::RenewWithoutQuorum => Some(now),
+            Mutation::OutliveProof if fresh => Some(now),
             _ => quorum_at,
         };
-        self.proven = self.proven.max(quorum_at);
+        self.proven = self.proven.max(quorum_at.unwrap_or_default());
         quorum_at
     }
 
-    fn answered_by_majority(&self, own: NodeId, now: Duration) -> Duration {
+    fn answered_by_majority(&self, own: NodeId, now: Duration) -> Option<Duration> {
         let at = |node: &NodeId| match *node == own {
-            true => now,
-            false => self.answered.get(node).copied().unwrap_or_default(),
+            true => Some(now),
+            false => self.answered.get(node).copied(),
         };
         let majority_at = |voters: &BTreeSet<NodeId>| {
-            let mut times: Vec<Duration> = voters.iter().map(at).collect();
+            let mut times: Vec<Duration> = voters.iter().filter_map(at).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
-            times.get(voters.len() / 2).copied().unwrap_or_default()
+            times.get(voters.len() / 2).copied()
         };
-        self.voters.sets.iter().map(majority_at).min().unwrap_or_default()
+        let times: Option<Vec<Duration>> = self.voters.sets.iter().map(majority_at).collect();
+        times?.into_iter().min()
     }
 }
