@@ -32,19 +32,20 @@
 //! - A former leader's Q rests on a majority, which has a member F in common with those who told. F
 //!   heard that leader no earlier than Q, and what F told covers it: a message counts from before consensus
 //!   may follow it, and what F heard of earlier leaders once it follows T it does not follow. So `Q <= H`.
-//! - *F is the former leader itself*: it counts as heard by itself as of its Q, and by the time it tells
-//!   this, or votes, it has stopped to give leases.
+//! - *F is the former leader itself*: it counts as heard by itself until it stopped to give leases, which it
+//!   did before it tells this, or votes.
 //! - *F voted, but followed nobody*: then it is not in any former leader's majority, and another member is
 //!   F. *Several short-lived leaders*: H is about all earlier terms at once.
 //! - *F started anew*: its former life heard nothing after this one began, so its word is the beginning of its
 //!   life. That it does not follow T and an earlier leader afterwards rests on its vote, which is durable.
 //! - *Other voters than now*: two configurations next to each other in the log have a set of voters in common,
-//!   and thereby an F. Between others there is one that was committed before the last one was written. A
-//!   majority that it shares with the former leader's had followed a later term by then, or that
-//!   leader wrote it and stopped to count by an older one. The new leader has the last one from an earlier
-//!   term, so it heard of it by H. This is why its own word always counts, why its voters are those of when it
-//!   was elected, and why a leader counts by a configuration from when it first sends it. If its
-//!   configuration is of its own term already, H is not used.
+//!   and thereby an F. Between others there is one next to the former leader's that was committed before the
+//!   last one was written. A majority of the set that these two share had followed a later term by then, or
+//!   the former leader wrote it and stopped to count by an older one. The new leader knew the last one to be
+//!   committed when it was elected, so it heard of that, and all this was before, by H. This is why its own word
+//!   always counts, why its voters are those of its election, and why a leader counts by a
+//!   configuration from when it first sends it. If the new leader's configuration is not committed, or is of its own
+//!   term already, H is not used.
 //! - *A hand-over* is an election like others. *A learner's* word does not count. *A voter that is not
 //!   heard* counts as one that heard a former leader just now.
 //!

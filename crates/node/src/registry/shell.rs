@@ -119,8 +119,9 @@ impl<RT: AsyncRuntime> Core<RT> {
         };
         let committed = metrics.committed_membership_config.membership();
         let holders = committed.nodes().map(|(id, _)| *id).collect();
+        let settled = metrics.membership_config == metrics.committed_membership_config;
         let last = self.log.last().map_or(0, |id| id.index);
-        self.leases.lead(Lead { term, voters, holders, last }, || {
+        self.leases.lead(Lead { term, voters, settled, holders, last }, || {
             // Some of them may have been admitted by entries that are not applied here yet.
             let applied = self.shared.read();
             let role = |id: NodeId| applied.state.nodes().get(id).map(|node| node.role);

@@ -21,8 +21,6 @@ pub(super) struct Leading {
     pub voters: Voters,
     /// Who may get a lease.
     pub holders: BTreeSet<NodeId>,
-    /// The newest proof that this node leads by which it has given leases.
-    pub proven: Duration,
 }
 
 /// Who votes, by an entry of the log.
@@ -37,6 +35,8 @@ pub struct Voters {
 pub struct Lead {
     pub term: u64,
     pub voters: Voters,
+    /// The voters are committed.
+    pub settled: bool,
     /// The members by what is committed: the next leader knows of them, and waits for them.
     pub holders: BTreeSet<NodeId>,
     /// The end of the log.
@@ -53,7 +53,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
             // What consensus told is old.
             return;
         }
-        inner.obey(lead.term);
+        inner.obey(lead.term, now);
         match &mut inner.leading {
             Some(leading) => {
                 leading.configured(lead.voters);
@@ -72,7 +72,6 @@ impl<RT: AsyncRuntime> Leases<RT> {
                     answered: BTreeMap::new(),
                     voters: lead.voters,
                     holders: lead.holders,
-                    proven: Duration::ZERO,
                 });
             }
         }
@@ -83,8 +82,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
     /// What a new leader knows of former ones.
     fn former(&self, lead: &Lead, heard: Option<Duration>) -> Former {
         match heard {
-            // Its voters are not those of its election otherwise.
-            Some(heard) if lead.voters.term < lead.term => {
+            // Otherwise its voters may not be those of its election.
+            Some(heard) if lead.settled && lead.voters.term < lead.term => {
                 let (own, heard) = match self.mutation {
                     // Its own word does not count either.
                     Mutation::TrustOne => (NodeId(0), Duration::ZERO),
@@ -105,7 +104,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 
     pub fn follow(&self) {
-        self.inner().resign_lead();
+        let now = self.now();
+        self.inner().resign_lead(now);
     }
 
     pub fn awaits_former(&self) -> bool {
@@ -117,8 +117,8 @@ impl<RT: AsyncRuntime> Leases<RT> {
     /// What a message of this term to a member brings back.
     pub fn renewal(&self, term: u64, to: NodeId) -> Option<wire::LeaseMark> {
         let now = self.now();
-        let mut inner = self.inner();
-        let leading = inner.leading.as_mut().filter(|leading| leading.term == term)?;
+        let inner = self.inner();
+        let leading = inner.leading.as_ref().filter(|leading| leading.term == term)?;
         let quorum_at = leading.quorum_at(self.own, now, self.mutation)?;
         leading.lessor.renewal(now, to, quorum_at).map(mark_to_wire)
     }
@@ -200,16 +200,14 @@ impl Leading {
 
     /// When messages were sent that a majority of each configuration has answered: what shows that
     /// this node leads, and what leases are given by. None: there are none.
-    fn quorum_at(&mut self, own: NodeId, now: Duration, mutation: Mutation) -> Option<Duration> {
+    fn quorum_at(&self, own: NodeId, now: Duration, mutation: Mutation) -> Option<Duration> {
         let quorum_at = self.answered_by_majority(own, now);
         let fresh = quorum_at.is_some_and(|at| now < at + PLANTED_PROOF_AGE);
-        let quorum_at = match mutation {
+        match mutation {
             Mutation::RenewWithoutQuorum => Some(now),
             Mutation::OutliveProof if fresh => Some(now),
             _ => quorum_at,
-        };
-        self.proven = self.proven.max(quorum_at.unwrap_or_default());
-        quorum_at
+        }
     }
 
     fn answered_by_majority(&self, own: NodeId, now: Duration) -> Option<Duration> {

@@ -113,13 +113,14 @@ impl<RT: AsyncRuntime> Leases<RT> {
     pub fn heard(&self, term: u64) {
         let now = self.now();
         let mut inner = self.inner();
-        inner.obey(term);
+        inner.obey(term, now);
         inner.heard.leader(term, now);
     }
 
     /// Consensus has voted. To be told before the candidate is.
     pub fn voted(&self, term: u64) {
-        self.inner().obey(term);
+        let now = self.now();
+        self.inner().obey(term, now);
     }
 
     /// For the answer to a message of the leader that is followed: how long ago an earlier one was heard.
@@ -167,17 +168,17 @@ impl Inner {
 
     /// This term has begun. If that is a later one, this node leads no more: it gives no leases, and
     /// what it knows of holders says nothing about the entries of that term.
-    fn obey(&mut self, term: u64) {
+    fn obey(&mut self, term: u64, now: Duration) {
         if self.leading.as_ref().is_some_and(|leading| leading.term < term) {
-            self.resign_lead();
+            self.resign_lead(now);
         }
         self.heard.begin(term);
     }
 
-    /// A leader counts as heard by itself.
-    fn resign_lead(&mut self) {
+    /// A leader has heard itself as long as it led.
+    fn resign_lead(&mut self, now: Duration) {
         if let Some(leading) = self.leading.take() {
-            self.heard.leader(leading.term, leading.proven);
+            self.heard.leader(leading.term, now);
         }
     }
 }
