@@ -42,10 +42,10 @@ use crate::registry::{Changed, Registry};
 /// Longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How often the lease is looked at.
-const LOOK: Duration = Duration::from_millis(256);
+const LOOK: Duration = Duration::from_millis(128);
 /// All is taken back when the lease ends sooner than this, and before unum-init does it: there must be time
 /// for it and for a late look.
-const LAPSE_MARGIN: Duration = Duration::from_millis(384);
+const LAPSE_MARGIN: Duration = Duration::from_millis(416);
 /// How long a change by others waits for calls of this node's kernel that are in flight.
 const RECALL_PATIENCE: Duration = Duration::from_millis(20);
 /// The same, when the daemon goes: the next one takes back what is left.

@@ -46,7 +46,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     pub fn applied(&self, index: u64, term: u64, changes: Vec<Change>) {
         let mut inner = self.inner();
         let inner = &mut *inner;
-        inner.obey(term);
+        inner.obey(term, self.now());
         inner.feed.index = index;
         if inner.feed.on {
             for change in &changes {
@@ -69,7 +69,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     /// The state was replaced as a whole.
     pub fn replaced(&self, index: u64, term: u64) {
         let mut inner = self.inner();
-        inner.obey(term);
+        inner.obey(term, self.now());
         inner.feed.index = index;
         if inner.feed.on {
             inner.unsettled.all_changed(index);
