@@ -30,7 +30,7 @@ pub const BATCH_CHANGES_MAX: usize = 512;
 /// Bytes of changes in one command.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Bytes of contents that go to the replicas at once.
-const BATCH_CONTENT_MAX: usize = 8 << 20;
+const BATCH_CONTENT_MAX: u64 = 8 << 20;
 /// Bytes of contents beyond which draining does not wait for company.
 const CONTENT_WAITING_MAX: u64 = 4 << 20;
 /// Pause before a batch is tried again.
@@ -65,11 +65,14 @@ impl Trouble {
 }
 
 /// Changes that are drained by one command.
-struct Batch {
+pub(super) struct Batch {
     lease: LeaseId,
     first: u64,
     changes: Vec<LoggedChange>,
+    /// Contents that are on no replica yet.
     drafts: Vec<Draft>,
+    /// Bytes of all its contents.
+    content: u64,
 }
 
 impl Batch {
@@ -170,12 +173,42 @@ impl ChangeLog {
         self.give_back(&[], deadline).await.map(drop)
     }
 
+    /// Drains the oldest changes. The contents of those behind them go to their replicas meanwhile.
     async fn drain_batch(&self) -> Result<(), FileError> {
-        let _draining = self.draining.lock().await;
-        let Some(mut batch) = self.next_batch() else { return Ok(()) };
+        let mut ahead = self.draining.lock().await;
         let deadline = Instant::now() + TRY_TIME;
+        let batch = match ahead.take().filter(|batch| self.is_next(batch)) {
+            Some(batch) => batch,
+            None => match self.next_batch(0) {
+                Some(batch) => self.store(batch, deadline).await?,
+                None => return Ok(()),
+            },
+        };
+        let last = batch.last();
+        let behind = self.inner().content.saturating_sub(batch.content);
+        let next = async {
+            let next = (behind > CONTENT_WAITING_MAX).then(|| self.next_batch(last)).flatten()?;
+            // What fails here is tried again when it is next.
+            self.store(next, deadline).await.ok()
+        };
+        let (committed, next) = tokio::join!(self.commit(batch, deadline), next);
+        committed?;
+        *ahead = next;
+        Ok(())
+    }
+
+    fn is_next(&self, batch: &Batch) -> bool {
+        self.parts.registry.read_local(|local| {
+            local.is_some_and(|local| {
+                let first = local.pending().front().map(|change| change.number);
+                local.lease() == batch.lease && first == Some(batch.first)
+            })
+        })
+    }
+
+    /// Puts a batch's contents on their replicas and writes down in its changes where they are.
+    async fn store(&self, mut batch: Batch, deadline: Instant) -> Result<Batch, FileError> {
         let drafts = std::mem::take(&mut batch.drafts);
-        let content: u64 = drafts.iter().map(|draft| draft.data.len() as u64).sum();
         let stored = self.parts.replicas.write_all(drafts, deadline).await?;
         let places: HashMap<ChunkId, Stored> =
             stored.into_iter().map(|stored| (stored.id, stored)).collect();
@@ -185,6 +218,11 @@ impl ChangeLog {
                 chunk.replicas = stored.replicas.iter().map(|node| node.0).collect();
             }
         }
+        Ok(batch)
+    }
+
+    /// Has the registry make a batch's changes.
+    async fn commit(&self, batch: Batch, deadline: Instant) -> Result<(), FileError> {
         let (lease, last) = (batch.lease, batch.last());
         let drain = Drain { lease: lease.0, first: batch.first, changes: batch.changes.clone() };
         let command = command::Kind::Tree(TreeCommand::from(Command::Drain(drain)));
@@ -198,43 +236,47 @@ impl ChangeLog {
             Err(error) => return Err(error),
         }
         let mut inner = self.inner();
-        inner.content = inner.content.saturating_sub(content);
+        inner.content = inner.content.saturating_sub(batch.content);
         if let Err(error) = inner.journal.drained(lease, last) {
             tracing::warn!(%error, "the change log cannot be cut");
         }
+        drop(inner);
+        self.advance();
         Ok(())
     }
 
-    fn next_batch(&self) -> Option<Batch> {
+    /// The oldest changes behind number `after`, as many as go at once, with their contents.
+    fn next_batch(&self, after: u64) -> Option<Batch> {
         let mut batch = self.parts.registry.read_local(|local| {
             let local = local?;
+            let first = local.pending().front()?.number;
+            let skip = (after + 1).saturating_sub(first) as usize;
             let mut bytes = 0;
-            let changes = local.pending().iter().take(BATCH_CHANGES_MAX);
+            let changes = local.pending().iter().skip(skip).take(BATCH_CHANGES_MAX);
             let changes: Vec<LoggedChange> = changes
                 .map(unum_core::tree::Pending::to_proto)
                 .take_while(|change| {
-                    let first = bytes == 0;
+                    let alone = bytes == 0;
                     bytes += change.encoded_len();
-                    first || bytes <= BATCH_BYTES_MAX
+                    alone || bytes <= BATCH_BYTES_MAX
                 })
                 .collect();
-            let first = local.pending().front()?.number;
-            Some(Batch { lease: local.lease(), first, changes, drafts: Vec::new() })
+            let first = first + skip as u64;
+            Some(Batch { lease: local.lease(), first, changes, drafts: Vec::new(), content: 0 })
         })?;
-        let mut content = 0;
         let mut fit = 0;
         for change in &mut batch.changes {
             let drafts = self.drafts(change);
-            let length: usize = drafts.iter().map(|draft| draft.data.len()).sum();
-            if fit > 0 && content + length > BATCH_CONTENT_MAX {
+            let length: u64 = drafts.iter().map(|draft| draft.data.len() as u64).sum();
+            if fit > 0 && batch.content + length > BATCH_CONTENT_MAX {
                 break;
             }
-            content += length;
+            batch.content += length;
             fit += 1;
             batch.drafts.extend(drafts);
         }
         batch.changes.truncate(fit);
-        Some(batch)
+        (fit > 0).then_some(batch)
     }
 
     /// The contents that come with a change. If they cannot be read back, neither can the change be made.

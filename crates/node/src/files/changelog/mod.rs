@@ -41,7 +41,7 @@ use super::handles::Handles;
 use super::replicas::{Draft, Replicas};
 use crate::cluster::proposer::Proposer;
 use crate::registry::{Registry, RegistryError, system_clock};
-use drain::{Trouble, inodes_of};
+use drain::{Batch, Trouble, inodes_of};
 use gate::Gate;
 use holding::Contention;
 use journal::{Journal, Kept, Record};
@@ -79,8 +79,8 @@ pub(super) struct ChangeLog {
     work: Notify,
     /// Something was drained, or the gate has opened.
     moved: Notify,
-    /// One batch is drained at a time.
-    draining: tokio::sync::Mutex<()>,
+    /// One batch is drained at a time. The next one, if its contents are on their replicas already.
+    draining: tokio::sync::Mutex<Option<Batch>>,
     /// Protects the getting and giving back of the write lease against each other.
     turn: tokio::sync::Mutex<()>,
 }
@@ -168,7 +168,7 @@ impl ChangeLog {
             resumed: AtomicBool::new(false),
             work: Notify::new(),
             moved: Notify::new(),
-            draining: tokio::sync::Mutex::new(()),
+            draining: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         }))
     }
