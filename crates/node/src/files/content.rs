@@ -163,6 +163,9 @@ impl Call<'_> {
             return Err(FileError::Strange);
         };
         self.files.note_ragged(self.ino, written.base + start);
+        if write.flags & libc::O_DSYNC as u32 != 0 {
+            self.sync().await?;
+        }
         Ok(length as u32)
     }
 
@@ -238,6 +241,7 @@ impl Call<'_> {
 
     /// Tells an open file once that changes of it were lost.
     pub(super) fn failure(&self, fh: Fh) -> Result<(), FileError> {
+        self.files.log.bury();
         match self.files.handles().take_failure(HandleId(fh.0)) {
             true => Err(FileError::Errno(Errno::IO)),
             false => Ok(()),

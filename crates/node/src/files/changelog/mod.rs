@@ -54,6 +54,10 @@ const CONTENT_MAX: u64 = 128 << 20;
 /// Bytes of the journal, contents of refused changes included, beyond which it is begun anew once nothing
 /// waits.
 const JOURNAL_IDLE_MAX: u64 = 64 << 20;
+/// Free bytes of this node's disk below which contents go to the replicas before their call returns.
+const ROOM_MIN: u64 = 4 * CONTENT_MAX;
+/// How long a look at the disk counts.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// A node that changed something within this time asks for a write lease at its next change.
 const ACTIVE_TIME: Duration = Duration::from_secs(1);
 
@@ -105,6 +109,8 @@ struct Inner {
     oldest: Option<Instant>,
     /// Why draining does not get on.
     trouble: Option<Trouble>,
+    /// Whether this node's disk has room for what may wait, and when that was looked at.
+    roomy: Option<(Instant, bool)>,
 }
 
 /// The cluster's time, as the entry told it that granted the lease.
@@ -161,6 +167,7 @@ impl ChangeLog {
             demanded: false,
             oldest: None,
             trouble: None,
+            roomy: None,
         };
         Ok(Arc::new(Self {
             parts,
@@ -302,7 +309,8 @@ impl ChangeLog {
             }
             Standing::Free(_) | Standing::Public => return Tried::Directly,
         }
-        if inner.gate.is_passing() {
+        // Without room it is told at once, which a drain could not do.
+        if inner.gate.is_passing() || !drafts.is_empty() && !self.is_roomy(inner, now) {
             return Tried::Directly;
         }
         if inner.gate.is_closed() || inner.content >= CONTENT_MAX {
@@ -323,6 +331,19 @@ impl ChangeLog {
             Err(Refusal::NoNumber) => Tried::Renew,
             Err(Refusal::NotCovered) => Tried::Directly,
         }
+    }
+
+    fn is_roomy(&self, inner: &mut Inner, now: Instant) -> bool {
+        if inner.trouble.as_ref().is_some_and(Trouble::is_room) {
+            return false;
+        }
+        if let Some((_, roomy)) = inner.roomy.filter(|(at, _)| now < *at + ROOM_LOOK) {
+            return roomy;
+        }
+        let usage = self.parts.replicas.store().store().usage();
+        let roomy = usage.is_ok_and(|usage| usage.disk.free_bytes >= ROOM_MIN);
+        inner.roomy = Some((now, roomy));
+        roomy
     }
 
     fn apply(&self, inner: &mut Inner, call: u64, command: &Command) -> Result<TreeReply, Refusal> {
