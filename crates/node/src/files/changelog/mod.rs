@@ -186,9 +186,13 @@ impl ChangeLog {
 
     /// Brings what an earlier daemon left into the local view. To be called before the tree is looked at.
     pub async fn resume(&self, deadline: Instant) -> Result<(), FileError> {
-        if self.resumed.load(Ordering::Acquire) {
-            return Ok(());
+        match self.resumed.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Box::pin(self.resume_at_last(deadline)).await,
         }
+    }
+
+    async fn resume_at_last(&self, deadline: Instant) -> Result<(), FileError> {
         let _turn = self.turn(deadline).await?;
         if self.resumed.load(Ordering::Acquire) {
             return Ok(());
@@ -273,8 +277,23 @@ impl ChangeLog {
         if resent {
             return Ok(self.inner().answered.remove(&call));
         }
+        match self.attempt(call, command, drafts) {
+            Tried::Done(reply) => Ok(Some(reply)),
+            Tried::Directly => Ok(None),
+            tried => Box::pin(self.make_at_last(tried, call, command, drafts, deadline)).await,
+        }
+    }
+
+    async fn make_at_last(
+        &self,
+        mut tried: Tried,
+        call: u64,
+        command: &Command,
+        drafts: &[Draft],
+        deadline: Instant,
+    ) -> Result<Option<TreeReply>, FileError> {
         loop {
-            match self.attempt(call, command, drafts) {
+            match tried {
                 Tried::Done(reply) => return Ok(Some(reply)),
                 Tried::Directly => return Ok(None),
                 Tried::Later => self.moved_on(deadline).await?,
@@ -288,6 +307,7 @@ impl ChangeLog {
             if Instant::now() >= deadline {
                 return Err(self.late());
             }
+            tried = self.attempt(call, command, drafts);
         }
     }
 
