@@ -87,6 +87,56 @@ fn strict_files_outlive_a_power_cut_without_a_sync() {
 }
 
 #[test]
+fn a_volume_is_set_strict_and_back_with_all_that_is_in_it() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = file_makers(&playground, ["n1", "n2"]);
+    a.run(&[
+        "os.makedirs('/unum/p/sub')",
+        "write('/unum/p/sub/old', b'old')",
+        "write('/unum/out', b'')",
+        "os.symlink('/unum/out', '/unum/p/link')",
+        "os.mkfifo('/unum/p/sub/fifo')",
+        "classes = lambda *paths: [os.getxattr(path, 'user.unum.class').decode() for path in paths]",
+    ]);
+    let told = playground.json("n1", "volume set /unum/p class=strict");
+    assert_eq!(told["class"], "strict");
+    assert_eq!(
+        (&told["changed"], &told["skipped"], &told["failed"]),
+        (&3.into(), &2.into(), &0.into())
+    );
+    let shown = playground.json("n2", "volume show /unum/p /unum/p/sub /unum");
+    let shown: Vec<&Value> =
+        shown.as_array().into_iter().flatten().map(|row| &row["class"]).collect();
+    assert_eq!(shown, ["strict", "strict", "posix"]);
+    a.expect("classes('/unum/p/sub/old', '/unum/out')", "['strict', 'posix']");
+
+    b.run(&["[make(n) for n in range(40)] and None", "write('/unum/p/sub/old', b'new', 'ab')"]);
+    playground.must("cut", &["n2"]);
+    a.expect("[n for n in range(40) if not good(n)]", "[]");
+    a.expect("read('/unum/p/sub/old')", "b'oldnew'");
+
+    let told = playground.json("n1", "volume set /unum/p class=posix");
+    assert_eq!((&told["changed"], &told["unchanged"]), (&43.into(), &0.into()));
+    assert_eq!(playground.json("n3", "volume show /unum/p")[0]["class"], "posix");
+    playground.does("n1", "unum volume set --only /unum/p class=strict && touch /unum/p/later");
+    let found = "classes('/unum/p', '/unum/p/later', '/unum/p/sub', '/unum/p/00000')";
+    a.expect(found, "['strict', 'strict', 'posix', 'posix']");
+
+    assert_eq!(playground.json("n1", "volume show")[0]["path"], "/unum");
+    let told = playground.is_refused("n1", "unum volume set /tmp class=strict");
+    assert!(told.contains("/tmp is not in the cluster's file tree"), "{told}");
+    let told = playground.is_refused("n1", "unum volume set /unum/p class=fast");
+    assert!(told.contains("there are strict and posix"), "{told}");
+    let words = ["--user", "nobody", "n1", "--", "unum", "volume", "set", "/unum/p", "class=posix"];
+    let refused = playground.dev("exec", &words);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(unum_tests::text(&refused.stderr).contains("Permission denied"), "{refused:?}");
+}
+
+#[test]
 fn a_machine_that_was_given_up_is_told_what_it_lost() {
     if cannot_run_files() {
         return;
