@@ -33,6 +33,13 @@ fn what_one_machine_changes_all_others_see_at_once() {
     // One at home by its own name.
     let [mut named] = actors(&playground, ["n1"]);
     named.run(&["os.chdir('/n/n1/tmp')"]);
+    // What a machine does to its own files is told to the others before anything leaves it.
+    let tell = "tell = lambda: os.statvfs('/n/n3/tmp') and None";
+    for actor in [&mut home, &mut named] {
+        actor.run(&[tell]);
+    }
+    near.run(&["tell = lambda: None"]);
+    far.run(&["tell = lambda: None"]);
     for round in 0..ROUNDS {
         let [writer, reader, other] = match round % 3 {
             0 => [&mut home, &mut near, &mut far],
@@ -40,21 +47,29 @@ fn what_one_machine_changes_all_others_see_at_once() {
             _ => [&mut named, &mut far, &mut near],
         };
         let size = 8 + round * 37 % 9000;
-        writer.run(&[&format!("write('d/f', b'{round:08}', 'r+b')")]);
+        writer.run(&[&format!("write('d/f', b'{round:08}', 'r+b')"), "tell()"]);
         reader.expect("read('d/f')[:8]", &format!("b'{round:08}'"));
-        writer.run(&[&format!("os.truncate('d/f', {size})")]);
+        writer.run(&[&format!("os.truncate('d/f', {size})"), "tell()"]);
         other.expect("os.stat('d/f').st_size", &size.to_string());
-        writer.run(&[&format!("write('d/x', b'{round}')")]);
+        other.expect("len(read('d/f'))", &size.to_string());
+        writer.run(&[&format!("write('d/x', b'{round}')"), "tell()"]);
         reader.expect("read('d/x')", &format!("b'{round}'"));
-        other.run(&[&format!("os.rename('d/x', 'd/{round}')")]);
+        other.run(&[&format!("os.rename('d/x', 'd/{round}')"), "tell()"]);
         reader.expect("os.path.exists('d/x')", "False");
         writer.expect(&format!("read('d/{round}')"), &format!("b'{round}'"));
-        reader.run(&[&format!("os.unlink('d/{round}')")]);
+        reader.run(&[&format!("os.unlink('d/{round}')"), "tell()"]);
         other.expect("os.listdir('d')", "['f']");
-        writer.run(&[&format!("os.chmod('d', 0o7{}0)", round % 8)]);
-        other.expect("oct(os.stat('d').st_mode & 0o777)", &format!("'0o7{}0'", round % 8));
+        writer.run(&[&format!("os.chmod('d', 0o7{}0)", round % 8), "tell()"]);
+        for actor in [reader, other] {
+            let mode = format!("'0o7{}0'", round % 8);
+            actor.expect("oct(os.stat('d').st_mode & 0o777)", &mode);
+        }
+        // Now and then the kernels get to keep something.
+        if round % 50 == 49 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
-    home.run(&["os.unlink('d/f')"]);
+    home.run(&["os.unlink('d/f')", "tell()"]);
     far.expect("os.path.exists('d/f'), os.fstat(f).st_nlink", "(False, 0)");
 }
 
@@ -284,6 +299,8 @@ fn a_home_that_is_away_fails_clearly_and_alone() {
     home.run(&["write('/tmp/f', b'text')"]);
     away.run(&["f = os.open('/n/n3/tmp/f', os.O_RDONLY)"]);
     playground.must("partition", &["n1", "n2", "--", "n3"]);
+    // What the kernel keeps is over.
+    std::thread::sleep(Duration::from_millis(2200));
     // A signal ends the waiting before its time.
     away.expect("within(0.3, lambda: os.pread(f, 4, 0))", "'interrupted'");
     away.expect("within(0.3, lambda: os.stat('/n/n3/tmp/f'))", "'interrupted'");
@@ -361,4 +378,82 @@ fn open_files_and_calls_in_flight_survive_both_daemons() {
     assert_eq!(writer.answer(), "ok");
     home.expect("read('/tmp/d/w') == b''.join(b'%07d\\n' % (n + 1) for n in range(1200))", "True");
     reader.expect("os.listdir('k7'), os.stat('../held').st_size", "([], 160000)");
+}
+
+/// A file that is read again and again elsewhere, and changed at home; what tells is a file of the tree.
+#[test]
+fn who_is_told_of_a_change_by_way_of_the_tree_sees_it() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&["--set", "host_root=allow"]);
+    let [mut home, mut away, mut other] = actors(&playground, ["n1", "n2", "n3"]);
+    home.run(&[
+        "os.mkdir('/tmp/d')",
+        "write('/tmp/d/header', b'00000000')",
+        "write('/tmp/d/0', b'')",
+        "write('/unum/round', b'0')",
+    ]);
+    // Everything only grows, so whatever is less than what was told of is stale.
+    let reader = "def look(rounds):\n  stale = []\n  f = os.open('/n/n1/tmp/d/header', os.O_RDONLY)\n  now = 0\n  while now < rounds:\n    now = int(read('/unum/round'))\n    open_one, again = int(os.pread(f, 8, 0)), int(read('/n/n1/tmp/d/header')[:8])\n    size = os.stat('/n/n1/tmp/d/header').st_size\n    there = os.path.exists('/n/n1/tmp/d/%d' % now)\n    names = len(os.listdir('/n/n1/tmp/d'))\n    if min(open_one, again) < now or size < 8 + now or not there or names < now + 2:\n      stale.append((now, open_one, again, size, there, names))\n  return stale[:5]";
+    for actor in [&mut away, &mut other] {
+        actor.run(&[&format!("exec({reader:?}, globals())")]);
+        actor.tell(&format!("look({ROUNDS})"));
+    }
+    let change = "def change(n):\n  write('/tmp/d/%d' % n, b'')\n  f = os.open('/tmp/d/header', os.O_WRONLY)\n  os.pwrite(f, b'%08d' % n, 0)\n  os.ftruncate(f, 8 + n)\n  os.close(f)\n  write('/unum/next', b'%d' % n)\n  os.rename('/unum/next', '/unum/round')";
+    home.run(&[&format!("exec({change:?}, globals())")]);
+    for round in 1..=ROUNDS {
+        home.run(&[&format!("change({round})")]);
+        // Long enough for the readers' kernels to keep something, at times.
+        if round % 10 == 0 {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+    assert_eq!((away.answer(), other.answer()), ("[]".into(), "[]".into()));
+}
+
+/// A program that is started elsewhere sees what was done before it was started.
+#[test]
+fn who_is_started_elsewhere_sees_what_was_done_before() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&["--set", "host_root=allow"]);
+    let [mut home, mut away] = actors(&playground, ["n1", "n2"]);
+    home.run(&["write('/tmp/f', b'0')"]);
+    away.expect("read('/n/n1/tmp/f')", "b'0'");
+    home.run(&["import subprocess"]);
+    let cat = "subprocess.run(['unum', 'run', '-n', 'n2', '--', 'cat', '/n/n1/tmp/f'], capture_output=True).stdout";
+    for round in 0..20 {
+        std::thread::sleep(Duration::from_millis(150));
+        away.call("[read('/n/n1/tmp/f') for _ in range(3)]");
+        home.run(&[&format!("write('/tmp/f', b'{round}')")]);
+        home.expect(cat, &format!("b'{round}'"));
+        home.run(&[&format!("write('/tmp/f', b'{round}{round}')")]);
+        home.expect(cat, &format!("b'{round}{round}'"));
+    }
+}
+
+/// The daemon of a reader dies while its kernel keeps things on its word.
+#[test]
+fn a_daemon_that_dies_shows_nothing_stale() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&["--set", "host_root=allow"]);
+    let [mut home, mut away] = actors(&playground, ["n1", "n2"]);
+    home.run(&["tell = lambda: os.statvfs('/n/n3/tmp') and None", "write('/tmp/f', b'00')"]);
+    away.run(&["f = os.open('/n/n1/tmp/f', os.O_RDONLY)"]);
+    for round in 10..18 {
+        std::thread::sleep(Duration::from_millis(200));
+        let warm = "[read('/n/n1/tmp/f') for _ in range(5)], os.pread(f, 2, 0), os.fstat(f)";
+        away.call(warm);
+        playground.must("kill-daemon", &["n2"]);
+        home.run(&[&format!("write('/tmp/f', b'{round}')"), "tell()"]);
+        away.expect("os.pread(f, 2, 0), read('/n/n1/tmp/f')", &format!("(b'{round}', b'{round}')"));
+        away.call(warm);
+        playground.must("kill-daemon", &["n1"]);
+        home.run(&[&format!("write('/tmp/f', b'{round}x')"), "tell()"]);
+        away.expect("os.fstat(f).st_size, read('/n/n1/tmp/f')", &format!("(3, b'{round}x')"));
+    }
 }

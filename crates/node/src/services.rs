@@ -16,7 +16,7 @@ use unum_core::placement::chunks::{Place, durable_enough};
 use unum_core::placement::programs::Candidate;
 use unum_core::registry::{Node, State};
 use unum_core::time::Time;
-use unum_net::{Client, Router};
+use unum_net::{Client, Departures, Router};
 use unum_proto::ids::{Lane, NodeId};
 use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
@@ -70,6 +70,8 @@ pub struct Plan<'a> {
     pub client: Client,
     pub membership: Membership,
     pub tasks: Tasks,
+    /// What leaves for other nodes passes there first.
+    pub departures: Departures,
 }
 
 /// The services of a running node.
@@ -160,7 +162,7 @@ impl Services {
             routes = routes.merge(files::nothing_held());
         }
         if let Some(host) = &self.host {
-            routes = routes.merge(host.authority.routes());
+            routes = routes.merge(host.authority.routes()).merge(host.trees.routes());
         }
         match &self.processes {
             Some(processes) => {
@@ -254,6 +256,9 @@ impl Host {
     fn start(&self, registry: &Registry, tasks: &Tasks) {
         let tidying = self.authority.clone().tidy(registry.clone());
         tasks.spawn_lasting("host", until(tasks.stop(), tidying));
+        if let Err(error) = self.authority.listen() {
+            tracing::error!(%error, "other nodes hear of changes here only when something leaves");
+        }
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(connection) = connection else { return };
         let trees = self.trees.clone();
@@ -378,10 +383,13 @@ async fn connect_host(plan: &Plan<'_>, world: &World) -> Result<Host, MountError
         client: plan.client.clone(),
         lane: connection.lane,
         patience: settings.file_patience,
+        notifier: connection.notifier(),
     };
     let journal = run_dir.join("host-table");
     let trees = HostTrees::new(parts, &journal, connection.fresh).map_err(unusable)?;
-    let authority = Authority::new(Policy::of(settings), run_dir).map_err(unusable)?;
+    let client = plan.client.clone();
+    let authority = Authority::new(Policy::of(settings), run_dir, client).map_err(unusable)?;
+    plan.departures.set_guard(authority.clone());
     let (connection, mounted) = (Mutex::new(Some(connection)), Mutex::new(None));
     Ok(Host { authority, trees, connection, mounted })
 }

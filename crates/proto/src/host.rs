@@ -25,6 +25,9 @@ pub struct Look {
     pub handle: Bytes,
     #[prost(oneof = "look::Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub call: Option<look::Call>,
+    /// The lease under which the client would keep the answer; 0: it would not.
+    #[prost(fixed64, tag = "12")]
+    pub lease: u64,
 }
 
 pub mod look {
@@ -275,6 +278,13 @@ pub struct Answer {
     /// Of a seek.
     #[prost(uint64, tag = "8")]
     pub position: u64,
+    /// What was asked about may be kept under the lease until it is recalled: attributes, xattrs, a
+    /// link's target, names, content.
+    #[prost(bool, tag = "9")]
+    pub granted: bool,
+    /// The same of what `handle` names.
+    #[prost(bool, tag = "10")]
+    pub granted_found: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -414,4 +424,36 @@ pub struct SyncReply {
 pub struct Release {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub tokens: Vec<Bytes>,
+}
+
+/// `host.renew`: prolongs the client's lease on what it keeps of the called node, or begins one.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Renew {
+    /// The lease that it holds; 0: none.
+    #[prost(fixed64, tag = "1")]
+    pub lease: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct RenewReply {
+    /// Another number than that asked for: a new lease, under which nothing is granted yet.
+    #[prost(fixed64, tag = "1")]
+    pub lease: u64,
+    /// It ends so long after the request was sent.
+    #[prost(uint32, tag = "2")]
+    pub term_ms: u32,
+    /// The client's root is root there.
+    #[prost(bool, tag = "3")]
+    pub root_allowed: bool,
+}
+
+/// `host.recall`: what the called node keeps of the caller's files under a lease is not so any more. Answered
+/// when it is shown no longer.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Recall {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub handles: Vec<Bytes>,
+    /// All that it keeps.
+    #[prost(bool, tag = "2")]
+    pub all: bool,
 }

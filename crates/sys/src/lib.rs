@@ -2,6 +2,7 @@
 //! names to system calls that no other crate gives whole.
 
 pub mod credentials;
+pub mod fanotify;
 pub mod fds;
 pub mod file_handles;
 pub mod fuse;

@@ -11,6 +11,9 @@ use unum_proto::registry::{command, reply};
 /// The wait before a fenced command is proposed again.
 const FENCED_PAUSE: Duration = Duration::from_millis(20);
 
+/// What a program of this machine says to all.
+const PROPOSAL: &str = "registry.tell";
+
 /// Proposes on behalf of this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Proposer {
@@ -45,6 +48,10 @@ pub async fn propose_as(
     kind: command::Kind,
     deadline: Instant,
 ) -> Result<(reply::Kind, u64), RegistryError> {
+    if let command::Kind::Tree(_) | command::Kind::PutValue(_) = kind {
+        // Others may see it soon, and what its program did before.
+        registry.departures().pass(PROPOSAL).await;
+    }
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match registry.propose_indexed(id, kind.clone(), left).await {

@@ -6,22 +6,24 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
-use unum_net::{Incoming, Router, Status};
+use unum_net::{CallOptions, Client, Guard, Incoming, Name, Router, Status};
 use unum_proto::host as wire;
 use unum_proto::ids::NodeId;
 use unum_sys::credentials::{GROUPS_MAX, User};
 
+use super::grants::Grants;
 use super::objects::{self, Object, acting};
 use super::opens::{Answers, ChangeId, Opens};
 use super::places::{Places, Policy};
 use super::seal::{Grant, Key, Place};
-use super::{Append, Change, Look, Read, Release, Sync, Write};
+use super::{Append, Change, Look, Read, Recall, Release, Renew, Sync, Write};
 use crate::registry::Registry;
 
 /// Calls that may be at work at once; more wait.
@@ -33,7 +35,9 @@ const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// This machine's files, for the other nodes.
 pub struct Authority {
-    places: Places,
+    places: Arc<Places>,
+    grants: Grants,
+    client: Client,
     key: Key,
     opens: Opens,
     changes: Answers<wire::Answer>,
@@ -51,16 +55,27 @@ type Answered = Result<wire::Answer, Errno>;
 
 impl Authority {
     /// `run_dir`: where the key is kept.
-    pub fn new(policy: Policy, run_dir: &Path) -> std::io::Result<Arc<Self>> {
+    pub fn new(policy: Policy, run_dir: &Path, client: Client) -> std::io::Result<Arc<Self>> {
+        let places = Arc::new(Places::new(policy.clone()));
+        let marked = places.clone();
+        let record = run_dir.join("host-leases");
+        let (grants, before) =
+            Grants::new(&record, move |place| Object::reach_place(&marked, place));
         let mixed = format!("{} {}", policy.exports, policy.root_allowed);
-        Ok(Arc::new(Self {
+        let home = Arc::new(Self {
             key: Key::load(&run_dir.join("host-key"), &mixed)?,
-            places: Places::new(policy),
+            grants,
+            places,
+            client,
             opens: Opens::default(),
             changes: Answers::default(),
             appends: Answers::default(),
             workers: Semaphore::new(WORKERS_MAX),
-        }))
+        });
+        for client in before {
+            drop(tokio::spawn(home.clone().send_recalls(client)));
+        }
+        Ok(home)
     }
 
     /// What other nodes may call.
@@ -82,6 +97,14 @@ impl Authority {
             .call::<Append>(answer!(append))
             .call::<Sync>(answer!(sync))
             .call::<Release>(answer!(release))
+            .call::<Renew>(answer!(renew))
+    }
+
+    /// Hears of changes by whatever program, on a thread of its own that ends with this.
+    pub fn listen(self: &Arc<Self>) -> std::io::Result<()> {
+        let home = Arc::downgrade(self);
+        let listen = move || while home.upgrade().is_some_and(|home| home.grants.listen()) {};
+        std::thread::Builder::new().name("host-listen".into()).spawn(listen).map(drop)
     }
 
     /// Lets go of what nobody needs any more. Ends when the caller drops it.
@@ -89,6 +112,7 @@ impl Authority {
         loop {
             crate::beats::beat(LOOK_PAUSE).await;
             self.places.let_go();
+            self.grants.tidy();
             if self.opens.count() > 0 {
                 let up = |node| {
                     registry.read(|state| state.nodes().get(node).is_some_and(|node| node.is_up()))
@@ -104,7 +128,7 @@ impl Authority {
         request: wire::Look,
     ) -> Result<wire::Answer, Status> {
         let asker = self.asker(&incoming)?;
-        self.at_work(move |home| answer(home.look_now(&asker, request))).await
+        self.at_work(move |home| home.look_now(&asker, request)).await
     }
 
     async fn change(
@@ -190,6 +214,41 @@ impl Authority {
         .await
     }
 
+    async fn renew(
+        self: Arc<Self>,
+        incoming: Incoming,
+        request: wire::Renew,
+    ) -> Result<wire::RenewReply, Status> {
+        let client = client(&incoming)?;
+        let (lease, begins) = self.grants.renew(client, request.lease);
+        if begins {
+            drop(tokio::spawn(self.clone().send_recalls(client)));
+        }
+        Ok(wire::RenewReply {
+            lease: lease.lease,
+            term_ms: lease.term.as_millis() as u32,
+            root_allowed: self.places.policy().root_allowed,
+        })
+    }
+
+    /// Tells a client what it must not show any more, for as long as it has a lease.
+    async fn send_recalls(self: Arc<Self>, client: NodeId) {
+        while let Some(order) = self.grants.next_order(client).await {
+            let places = order.recalls.places.iter();
+            let handles = places.map(|place| self.key.handle(client, place)).collect();
+            let request = wire::Recall { handles, all: order.recalls.all };
+            let options = CallOptions::until(order.until);
+            match self.client.call::<Recall>(&Name::Node(client), request, &options).await {
+                Ok(_) => self.grants.confirmed(client, order.reaches),
+                Err(error) => {
+                    tracing::debug!(%client, %error, "a recall is not confirmed; its lease ends instead");
+                    tokio::time::sleep_until(order.until).await;
+                    self.grants.outlived(client);
+                }
+            }
+        }
+    }
+
     /// Runs what may wait for a disk.
     async fn at_work<T: Send + 'static>(
         self: &Arc<Self>,
@@ -217,7 +276,13 @@ impl Authority {
         Object::find(&self.places, place)
     }
 
-    fn grant(&self, client: NodeId, token: &[u8]) -> Result<Grant, Errno> {
+    /// Whether the client may keep what it is told of this from now on.
+    fn grant(&self, client: NodeId, lease: u64, object: &Object) -> bool {
+        let watched = object.watched_by();
+        watched.is_some_and(|(place, fd)| self.grants.grant(client, lease, place, fd))
+    }
+
+    fn granted_by(&self, client: NodeId, token: &[u8]) -> Result<Grant, Errno> {
         self.key.open_token(client, token).ok_or(Errno::STALE)
     }
 
@@ -226,14 +291,20 @@ impl Authority {
         if let Some(file) = self.opens.get(client, token) {
             return Ok(file);
         }
-        let grant = self.grant(client, token)?;
+        let grant = self.granted_by(client, token)?;
         let file = objects::open_granted(&self.places, &grant)?;
         Ok(self.opens.reopened(client, token, file))
     }
 
-    fn look_now(&self, asker: &Asker, request: wire::Look) -> Answered {
+    fn look_now(&self, asker: &Asker, request: wire::Look) -> wire::Answer {
+        let mut granted = false;
+        let answered = self.look_granting(asker, request, &mut granted);
+        wire::Answer { granted, ..answer(answered) }
+    }
+
+    fn look_granting(&self, asker: &Asker, request: wire::Look, granted: &mut bool) -> Answered {
         use wire::look::Call;
-        let (client, user) = (asker.client, &asker.user);
+        let (client, user, lease) = (asker.client, &asker.user, request.lease);
         let call = request.call.ok_or(Errno::NOSYS)?;
         // These are about what is open, whether it has a name or not.
         match &call {
@@ -247,11 +318,15 @@ impl Authority {
             _ => {}
         }
         let object = self.find(client, &request.handle)?;
+        // Before anything is looked at.
+        *granted = self.grant(client, lease, &object);
         let content =
             |content: Vec<u8>| wire::Answer { content: content.into(), ..Default::default() };
         match call {
             Call::Lookup(named) => {
-                self.shown(client, &object.lookup(&self.places, user, &named.name)?)
+                let found = object.lookup(&self.places, user, &named.name)?;
+                let granted_found = self.grant(client, lease, &found);
+                Ok(wire::Answer { granted_found, ..self.shown(client, &found)? })
             }
             Call::Attributes(_) => {
                 let attributes = Some(object.attributes()?);
@@ -287,7 +362,7 @@ impl Authority {
 
     fn list(&self, client: NodeId, list: &wire::List) -> Answered {
         let size = list.size.clamp(1024, wire::LISTING_SIZE_MAX) as usize;
-        if let Place::Above { path } = self.grant(client, &list.token)?.place {
+        if let Place::Above { path } = self.granted_by(client, &list.token)?.place {
             let entries = objects::list_above(&self.places, &path, list.offset);
             return Ok(wire::Answer { entries, ..wire::Answer::default() });
         }
@@ -402,6 +477,28 @@ impl Authority {
     fn write_now(&self, asker: &Asker, request: &wire::Write) -> Result<u32, Errno> {
         let file = self.file(asker.client, &request.token)?;
         acting(&asker.user, || write_all(&file, request))?
+    }
+}
+
+/// What leaves this node waits until what changed before is known to all who kept it.
+impl Guard for Authority {
+    fn is_idle(&self) -> bool {
+        self.grants.is_idle()
+    }
+
+    /// Consensus and gossip carry nothing of programs by themselves, and must not wait for anybody; recalls and
+    /// leases are what is waited for. What the registry tells of programs passes as `registry.tell`.
+    fn is_free(&self, method: &str) -> bool {
+        match method.split_once('.') {
+            Some(("registry", verb)) => verb != "tell",
+            Some(("membership" | "cluster" | "file", _)) => true,
+            Some(("host", verb)) => matches!(verb, "recall" | "renew" | "release"),
+            _ => false,
+        }
+    }
+
+    fn settle(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.grants.settle())
     }
 }
 

@@ -9,6 +9,8 @@
 //! - `authority`: calls of other nodes, performed here
 //! - `objects`: what is done to one file, with whose rights
 //! - `places`: what is exported, and finding it again
+//! - `grants`: what other nodes keep of this machine's files, and taking it back
+//! - `memory`: what this node keeps of theirs
 //! - `opens`: descriptors and answers that are kept for clients
 //! - `seal`: handles and tokens that nobody can forge
 //!
@@ -20,6 +22,8 @@
 
 pub mod authority;
 pub mod client;
+mod grants;
+mod memory;
 mod objects;
 mod opens;
 mod places;
@@ -48,4 +52,8 @@ unum_net::methods! {
     pub Append = "host.append", Bulk, wire::Write => wire::WriteReply;
     pub Sync = "host.sync", Bulk, idempotent, wire::Sync => wire::SyncReply;
     pub Release = "host.release", Bulk, wire::Release => wire::Nothing;
+    /// To the home: a lease on what it grants.
+    pub Renew = "host.renew", Control, idempotent, wire::Renew => wire::RenewReply;
+    /// From the home: what is not so any more.
+    pub Recall = "host.recall", Control, idempotent, wire::Recall => wire::Nothing;
 }

@@ -105,6 +105,19 @@ impl Object {
         }
     }
 
+    /// By what others may be told of its changes.
+    pub fn watched_by(&self) -> Option<(&Place, &OwnedFd)> {
+        match &self.kind {
+            Kind::Real { fd, place } => Some((place, fd)),
+            Kind::Above { .. } => None,
+        }
+    }
+
+    /// Opens the place alone, as to mark it.
+    pub fn reach_place(places: &Places, place: &Place) -> Option<OwnedFd> {
+        reach(places, place, OFlags::PATH).ok()
+    }
+
     /// Nothing is done to directories above the exports.
     fn real(&self) -> Result<&OwnedFd, Errno> {
         match &self.kind {

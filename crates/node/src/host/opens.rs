@@ -155,9 +155,12 @@ impl<T> Default for Answers<T> {
     }
 }
 
+/// The answer to one change, when it is there.
+type Coming<T> = watch::Receiver<Option<T>>;
+
 struct Mounts<T> {
     order: VecDeque<(NodeId, u64)>,
-    last: HashMap<(NodeId, u64), VecDeque<(u64, watch::Receiver<Option<T>>)>>,
+    last: HashMap<(NodeId, u64), VecDeque<(u64, Coming<T>)>>,
 }
 
 impl<T> Default for Mounts<T> {
@@ -178,7 +181,7 @@ impl<T: Clone + Send + Sync + 'static> Answers<T> {
         came.clone()
     }
 
-    fn begin<F>(&self, id: ChangeId, perform: impl FnOnce() -> F) -> watch::Receiver<Option<T>>
+    fn begin<F>(&self, id: ChangeId, perform: impl FnOnce() -> F) -> Coming<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -203,7 +206,7 @@ impl<T: Clone + Send + Sync + 'static> Answers<T> {
 }
 
 impl<T> Mounts<T> {
-    fn of(&mut self, mount: (NodeId, u64)) -> &mut VecDeque<(u64, watch::Receiver<Option<T>>)> {
+    fn of(&mut self, mount: (NodeId, u64)) -> &mut VecDeque<(u64, Coming<T>)> {
         if !self.last.contains_key(&mount) {
             self.order.push_back(mount);
             if self.order.len() > MOUNTS_MAX

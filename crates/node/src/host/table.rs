@@ -88,6 +88,17 @@ impl Table {
         self.shown.get(&number).map(|shown| &shown.target)
     }
 
+    /// The number under which the kernel knows it.
+    pub fn number(&self, target: &Target) -> Option<u64> {
+        self.by_target.get(target).copied()
+    }
+
+    /// All inodes of these homes that the kernel knows.
+    pub fn numbers(&self, of: impl Fn(NodeId) -> bool) -> Vec<u64> {
+        let of = self.shown.iter().filter(|(_, shown)| of(shown.target.node));
+        of.map(|(number, _)| *number).collect()
+    }
+
     /// The inode's number; the kernel may be told once this has returned, and then looked it up once more.
     pub fn show(&mut self, target: Target) -> io::Result<Result<u64, Full>> {
         if let Some(&number) = self.by_target.get(&target) {
