@@ -338,7 +338,7 @@ fn open_files_and_calls_in_flight_survive_both_daemons() {
     if cannot_run_files() {
         return;
     }
-    let playground = Playground::up(&["--set", "host_root=allow"]);
+    let playground = Playground::up(&["--set", "host_root=allow", "--set", "gossip_suspicion=6s"]);
     let [mut home, mut reader, mut writer, mut maker] =
         actors(&playground, ["n1", "n2", "n2", "n2"]);
     home.run(&[
@@ -440,7 +440,7 @@ fn a_daemon_that_dies_shows_nothing_stale() {
     if cannot_run_files() {
         return;
     }
-    let playground = Playground::up(&["--set", "host_root=allow"]);
+    let playground = Playground::up(&["--set", "host_root=allow", "--set", "gossip_suspicion=6s"]);
     let [mut home, mut away] = actors(&playground, ["n1", "n2"]);
     home.run(&["tell = lambda: os.statvfs('/n/n3/tmp') and None", "write('/tmp/f', b'00')"]);
     away.run(&["f = os.open('/n/n1/tmp/f', os.O_RDONLY)"]);

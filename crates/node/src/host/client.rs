@@ -28,7 +28,7 @@ use unum_sys::fuse::{
     SetTime, StatFs, Statx, Timestamp, Wishes,
 };
 
-use super::memory::{Known, Memory, Opener, Ticket};
+use super::memory::{Known, Memory, Opener, TTL_MAX, Ticket};
 use super::signals::Signal;
 use super::table::{OWN_LINK, OpenFile, ROOT, Table, Target};
 use super::{Append, Change, Look, Read, Recall, Release, Renew, Sync, Write};
@@ -43,6 +43,8 @@ const OWN_TTL: Duration = Duration::from_secs(1);
 const HOME_TTL: Duration = Duration::ZERO;
 /// How long telling a home of closed files may take.
 const RELEASE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a recall waits for reads in flight.
+const RECALL_PATIENCE: Duration = Duration::from_millis(50);
 /// How often a lease is prolonged, and how long that may take.
 const RENEW_PAUSE: Duration = Duration::from_millis(512);
 const RENEW_TIME_MAX: Duration = Duration::from_millis(1536);
@@ -77,6 +79,8 @@ pub struct HostTrees {
     table: Mutex<Table>,
     memory: Memory,
     mounted: Timestamp,
+    /// From then on the kernel trusts nothing on the word of an earlier daemon.
+    alone: Instant,
 }
 
 /// What the daemon wants of the kernel for `/n`.
@@ -108,11 +112,9 @@ impl HostTrees {
         let secs = now.map_or(0, |now| now.as_secs() as i64);
         let table = Mutex::new(Table::restore(journal, fresh)?);
         let mounted = Timestamp { secs, nanos: 0 };
-        let trees = Self { parts, table, memory: Memory::default(), mounted };
-        // What the kernel trusts on the word of an earlier daemon, this one could not take back.
-        let known = trees.table().numbers(|_| true);
-        trees.distrust(&known);
-        Ok(Arc::new(trees))
+        let inherits = if fresh { Duration::ZERO } else { TTL_MAX };
+        let alone = Instant::now() + inherits;
+        Ok(Arc::new(Self { parts, table, memory: Memory::default(), mounted, alone }))
     }
 
     /// What homes call.
@@ -131,6 +133,7 @@ impl HostTrees {
     ) -> Result<wire::Nothing, Status> {
         let denied = || Status::denied("only nodes of the cluster may ask this");
         let home = incoming.caller.node.ok_or_else(denied)?;
+        tokio::time::sleep_until(self.alone).await;
         self.memory.recall(home, &request.handles, request.all);
         let numbers = match request.all {
             true => self.table().numbers(|node| node == home),
@@ -147,15 +150,18 @@ impl HostTrees {
             numbers
         });
         let numbers = dropping.await.map_err(|_| Status::internal("a recall was lost"))?;
-        // Pages are not shown without fresh attributes, except through mappings, which may wait: dropping them
-        // waits for reads in flight, and these may wait for whoever waits for this answer.
+        // Dropping pages waits for reads in flight, and these may wait for whoever waits for this answer. What stays
+        // for that reason is not shown: each read asks for the attributes first. But an answer to that which crosses
+        // the dropping is ignored by the kernel, so it is waited for as long as it makes sense.
         let trees = self.clone();
-        drop(tokio::task::spawn_blocking(move || trees.drop_pages(&numbers)));
+        let dropping = tokio::task::spawn_blocking(move || trees.drop_pages(&numbers));
+        let _ = tokio::time::timeout(RECALL_PATIENCE, dropping).await;
         self.give_back();
         Ok(wire::Nothing {})
     }
 
-    /// Has the kernel ask for attributes anew. Waits for nobody.
+    /// Has the kernel ask for attributes anew. Waits for nobody. It ignores answers to what it has asked already, and
+    /// then shows the pages that it has: so this is for before a recall is confirmed, and for nothing else.
     fn distrust(&self, numbers: &[u64]) {
         for number in numbers {
             // What the kernel does not know it does not trust either.
@@ -171,16 +177,15 @@ impl HostTrees {
 
     /// Prolongs the lease of a home for as long as somebody uses it.
     async fn keep_lease(self: Arc<Self>, home: NodeId) {
+        // A new lease ends what the home granted to an earlier daemon.
+        tokio::time::sleep_until(self.alone).await;
         while let Some(lease) = self.memory.to_renew(home) {
             let asked = Instant::now();
             let options = CallOptions::until(asked + RENEW_TIME_MAX);
             let request = wire::Renew { lease };
             let client = &self.parts.client;
             if let Ok(reply) = client.call::<Renew>(&Name::Node(home), request, &options).await {
-                if self.memory.renewed(home, asked, &reply) {
-                    let numbers = self.table().numbers(|node| node == home);
-                    self.distrust(&numbers);
-                }
+                self.memory.renewed(home, asked, &reply);
             }
             self.give_back();
             tokio::time::sleep_until(asked + RENEW_PAUSE).await;

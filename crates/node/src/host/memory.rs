@@ -40,7 +40,7 @@ const RESTLESS: Duration = Duration::from_millis(100);
 /// A lease that nobody used for so long is not prolonged.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 /// The kernel trusts attributes for no longer than this, if the lease lasts longer.
-const TTL_MAX: Duration = Duration::from_secs(1);
+pub const TTL_MAX: Duration = Duration::from_millis(512);
 /// Attributes are not given away for less.
 const TTL_MIN: Duration = Duration::from_millis(10);
 
@@ -224,12 +224,11 @@ impl Memory {
         None
     }
 
-    /// The home's answer to what was asked at `asked`. True: it is another lease, and the kernel must not trust what
-    /// it was given under the former one.
-    #[must_use]
-    pub fn renewed(&self, home: NodeId, asked: Instant, reply: &RenewReply) -> bool {
+    /// The home's answer to what was asked at `asked`. A home gives another lease only when what it granted under the
+    /// former one was recalled, or that is over.
+    pub fn renewed(&self, home: NodeId, asked: Instant, reply: &RenewReply) {
         let mut state = self.state();
-        let Some(entry) = state.homes.get_mut(&home) else { return true };
+        let Some(entry) = state.homes.get_mut(&home) else { return };
         let same = entry.lease == reply.lease && entry.is_live();
         entry.until = Some(asked + Duration::from_millis(reply.term_ms.into()));
         entry.root_allowed = reply.root_allowed;
@@ -240,7 +239,6 @@ impl Memory {
             entry.recent.clear();
             state.drop_home(home);
         }
-        !same
     }
 
     /// The home opened it: for an open file here.
@@ -373,7 +371,7 @@ mod tests {
     fn live() -> Memory {
         let memory = Memory::default();
         assert_eq!(memory.ticket(&target("a"), 1), (Ticket::NONE, true), "no lease yet");
-        let _ = memory.renewed(HOME, Instant::now(), &lease(7, false));
+        memory.renewed(HOME, Instant::now(), &lease(7, false));
         memory
     }
 
@@ -427,12 +425,12 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1500)).await;
         let ttl = memory.look(&target("a"), 1, |_, ttl| Some(ttl)).unwrap();
         assert!(ttl <= Duration::from_millis(500), "{ttl:?}");
-        let _ = memory.renewed(HOME, Instant::now(), &lease(7, false));
+        memory.renewed(HOME, Instant::now(), &lease(7, false));
         assert!(knows(&memory, "a"));
         tokio::time::advance(Duration::from_millis(2001)).await;
         assert!(!knows(&memory, "a"));
         assert_eq!(memory.to_renew(HOME), Some(0));
-        let _ = memory.renewed(HOME, Instant::now(), &lease(8, false));
+        memory.renewed(HOME, Instant::now(), &lease(8, false));
         assert!(!knows(&memory, "a"));
         keep(&memory, ticket, "a");
         assert!(!knows(&memory, "a"), "the ticket is of the former lease");
@@ -446,7 +444,7 @@ mod tests {
         keep(&memory, memory.ticket(&target("a"), 1).0, "a");
         assert_eq!(memory.ticket(&target("a"), 0).0, Ticket::NONE);
         assert!(memory.look(&target("a"), 0, |_, _| Some(())).is_none());
-        let _ = memory.renewed(HOME, Instant::now(), &lease(7, true));
+        memory.renewed(HOME, Instant::now(), &lease(7, true));
         assert!(memory.look(&target("a"), 0, |_, _| Some(())).is_some());
     }
 
