@@ -203,18 +203,9 @@ mod tests {
         };
         of_file(&|| fs::write(&file, "y").unwrap());
         of_file(&|| File::options().write(true).open(&file).unwrap().set_len(7).unwrap());
-        of_file(&|| {
-            fs::set_permissions(
-                &file,
-                fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600)),
-            )
-            .unwrap()
-        });
+        let private = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
+        of_file(&|| fs::set_permissions(&file, private.clone()).unwrap());
         of_file(&|| fs::hard_link(&file, dir.path().join("link")).unwrap());
-        of_file(&|| {
-            rustix::fs::setxattr(&file, "user.a", b"b", rustix::fs::XattrFlags::empty())
-                .unwrap_or(fs::write(&file, "z").unwrap())
-        });
         of_dir(&|| fs::write(dir.path().join("new"), "").unwrap());
         of_dir(&|| fs::rename(dir.path().join("new"), dir.path().join("newer")).unwrap());
         of_dir(&|| fs::remove_file(dir.path().join("newer")).unwrap());

@@ -55,8 +55,8 @@ const STATX_FILLED: u32 = 0x0fff;
 
 /// The kernel's mark of an open for execution (`__FMODE_EXEC`).
 const OPEN_FOR_EXEC: u32 = 0x20;
-/// Extended attributes that everybody may see who may see the file: access control lists.
-const SHOWN_TO_ALL: &[u8] = b"system.";
+/// Extended attributes that everybody may see who may see the file: access control lists, labels, capabilities.
+const SHOWN_TO_ALL: [&[u8]; 2] = [b"system.", b"security."];
 
 /// What the trees are made of.
 pub struct Parts {
@@ -929,7 +929,8 @@ impl Call<'_> {
         let found = check(answer.errno).map(|()| answer.content);
         // Whether there is one does not depend on who asks; whether it is told may.
         let lasting = matches!(found, Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP));
-        if answer.granted && lasting && name.starts_with(SHOWN_TO_ALL) {
+        let to_all = SHOWN_TO_ALL.iter().any(|prefix| name.starts_with(prefix));
+        if answer.granted && lasting && to_all {
             let found = found.clone();
             self.trees.memory.keep(ticket, &target, |known| known.keep_xattr(name, found));
         }
