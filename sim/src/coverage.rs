@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub enum Met {
     Partition,
     LeaderCutOff,
+    SidesChanged,
     PowerLost,
     Blackout,
     PowerCut,
@@ -51,9 +52,10 @@ pub enum Met {
     SettledLate,
 }
 
-pub const ALL: [Met; 35] = [
+pub const ALL: [Met; 36] = [
     Met::Partition,
     Met::LeaderCutOff,
+    Met::SidesChanged,
     Met::PowerLost,
     Met::Blackout,
     Met::PowerCut,

@@ -21,6 +21,8 @@ pub enum Trouble {
     /// One node or some are cut off from the others.
     Partition,
     IsolateLeader,
+    /// A minority is cut off for a while; then it is back, and the leader is cut off instead.
+    ChangeSides,
     Heal,
     Crash,
     CrashInSync,
@@ -41,9 +43,10 @@ pub enum Trouble {
     HandOver,
 }
 
-const ALL: [Trouble; 15] = [
+const ALL: [Trouble; 16] = [
     Trouble::Partition,
     Trouble::IsolateLeader,
+    Trouble::ChangeSides,
     Trouble::Heal,
     Trouble::Crash,
     Trouble::CrashInSync,
@@ -100,6 +103,7 @@ async fn strike(world: &Arc<World>, what: Trouble) {
             world.set_groups(Groups([(alone, 1)].into()));
             world.note(format!("{alone} is cut off"));
         }
+        Trouble::ChangeSides => change_sides(world).await,
         Trouble::Heal => {
             world.set_groups(Groups::default());
             world.note("the network is whole");
@@ -176,6 +180,32 @@ fn partition(world: &World) {
     world.note(format!("partition: {groups:?}"));
     world.met(Met::Partition);
     world.set_groups(Groups(groups));
+}
+
+/// Those who follow the next leader heard this one last at very different times.
+async fn change_sides(world: &Arc<World>) {
+    let Some(first) = leader(world) else { return };
+    let Some(registry) = world.registry(first) else { return };
+    let others: Vec<NodeId> =
+        registry.standing().voters.into_iter().filter(|node| *node != first).collect();
+    let absent: Vec<NodeId> =
+        world.draw(|rng| others.choose_multiple(rng, others.len() / 2).copied().collect());
+    world.set_groups(Groups(absent.iter().map(|node| (*node, 1)).collect()));
+    world.note(format!("{absent:?} are cut off"));
+    let pause = world.draw(|rng| rng.random_range(500..1500));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
+    world.met(Met::SidesChanged);
+    // So that the next one leads while this one's leases last.
+    if world.draw(|rng| rng.random()) {
+        let to = registry.hand_over().await;
+        world.note(format!("{first} hands over to {to:?}"));
+        let pause = world.draw(|rng| rng.random_range(1..8));
+        SimRuntime::sleep(Duration::from_millis(pause)).await;
+    }
+    world.set_groups(Groups([(first, 1)].into()));
+    world.note(format!("{absent:?} are back, and {first} is cut off"));
+    let pause = world.draw(|rng| rng.random_range(500..1500));
+    SimRuntime::sleep(Duration::from_millis(pause)).await;
 }
 
 fn crash_and_boot(world: &Arc<World>, node: NodeId) {

@@ -34,44 +34,7 @@ struct Arguments {
     coverage: bool,
     /// Plant a flaw, to see it found.
     #[arg(long, value_enum, default_value = "none")]
-    flaw: Planted,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Planted {
-    None,
-    LyingSync,
-    ForgetReplies,
-    BarrierWithoutQuorum,
-    IgnoreSuspicion,
-    BarOfSome,
-    NoRollCall,
-    ForgetFormerLeases,
-    RenewWithoutQuorum,
-    ShowUnsettled,
-    AcknowledgeUnsettled,
-    ConfirmBeforeDrop,
-    KeepAfterLease,
-}
-
-impl From<Planted> for Flaw {
-    fn from(planted: Planted) -> Self {
-        match planted {
-            Planted::None => Flaw::None,
-            Planted::LyingSync => Flaw::LyingSync,
-            Planted::ForgetReplies => Flaw::ForgetReplies,
-            Planted::BarrierWithoutQuorum => Flaw::BarrierWithoutQuorum,
-            Planted::IgnoreSuspicion => Flaw::IgnoreSuspicion,
-            Planted::BarOfSome => Flaw::BarOfSome,
-            Planted::NoRollCall => Flaw::NoRollCall,
-            Planted::ForgetFormerLeases => Flaw::ForgetFormerLeases,
-            Planted::RenewWithoutQuorum => Flaw::RenewWithoutQuorum,
-            Planted::ShowUnsettled => Flaw::ShowUnsettled,
-            Planted::AcknowledgeUnsettled => Flaw::AcknowledgeUnsettled,
-            Planted::ConfirmBeforeDrop => Flaw::ConfirmBeforeDrop,
-            Planted::KeepAfterLease => Flaw::KeepAfterLease,
-        }
-    }
+    flaw: Flaw,
 }
 
 fn main() -> ExitCode {
@@ -92,7 +55,7 @@ fn main() -> ExitCode {
     for seed in seeds {
         let messages = arguments.messages;
         let only = arguments.only;
-        let plan = Plan { messages, only, ..Plan::new(seed).with(arguments.flaw.into()) };
+        let plan = Plan { messages, only, ..Plan::new(seed).with(arguments.flaw) };
         runs += 1;
         let trace = match run(plan) {
             Ok(report) => {

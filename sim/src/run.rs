@@ -36,7 +36,7 @@ const TROUBLE: Duration = Duration::from_secs(10);
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
 /// A fault planted in the system itself, to see whether the checks bite.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Flaw {
     #[default]
     None,
@@ -47,6 +47,8 @@ pub enum Flaw {
     BarOfSome,
     NoRollCall,
     ForgetFormerLeases,
+    TrustOne,
+    OutliveProof,
     RenewWithoutQuorum,
     ShowUnsettled,
     /// A writer is told before what it wrote is stable.
@@ -55,27 +57,6 @@ pub enum Flaw {
     ConfirmBeforeDrop,
     /// A kernel's cache outlives the read lease.
     KeepAfterLease,
-}
-
-impl Flaw {
-    /// What plants it, on the command line.
-    fn argument(self) -> &'static str {
-        match self {
-            Flaw::None => "",
-            Flaw::LyingSync => " --flaw lying-sync",
-            Flaw::ForgetReplies => " --flaw forget-replies",
-            Flaw::BarrierWithoutQuorum => " --flaw barrier-without-quorum",
-            Flaw::IgnoreSuspicion => " --flaw ignore-suspicion",
-            Flaw::BarOfSome => " --flaw bar-of-some",
-            Flaw::NoRollCall => " --flaw no-roll-call",
-            Flaw::ForgetFormerLeases => " --flaw forget-former-leases",
-            Flaw::RenewWithoutQuorum => " --flaw renew-without-quorum",
-            Flaw::ShowUnsettled => " --flaw show-unsettled",
-            Flaw::AcknowledgeUnsettled => " --flaw acknowledge-unsettled",
-            Flaw::ConfirmBeforeDrop => " --flaw confirm-before-drop",
-            Flaw::KeepAfterLease => " --flaw keep-after-lease",
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,16 +124,21 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {} fails: {}", self.seed, self.what)?;
-        write!(
-            f,
-            "replay: cargo run -p sim -- --seed {} --trace{}",
-            self.seed,
-            self.flaw.argument()
-        )?;
-        match self.only.and_then(|only| only.to_possible_value()) {
-            Some(only) => write!(f, " --only {}", only.get_name()),
-            None => Ok(()),
-        }
+        write!(f, "replay: cargo run -p sim -- --seed {} --trace", self.seed)?;
+        let flaw = Some(self.flaw).filter(|flaw| *flaw != Flaw::None);
+        write_argument(f, "flaw", flaw)?;
+        write_argument(f, "only", self.only)
+    }
+}
+
+fn write_argument(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    value: Option<impl ValueEnum>,
+) -> fmt::Result {
+    match value.and_then(|value| value.to_possible_value()) {
+        Some(value) => write!(f, " --{name} {}", value.get_name()),
+        None => Ok(()),
     }
 }
 

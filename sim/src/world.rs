@@ -420,6 +420,8 @@ impl World {
                 Flaw::BarOfSome => Mutation::BarOfSome,
                 Flaw::NoRollCall => Mutation::NoRollCall,
                 Flaw::ForgetFormerLeases => Mutation::ForgetFormerLeases,
+                Flaw::TrustOne => Mutation::TrustOne,
+                Flaw::OutliveProof => Mutation::OutliveProof,
                 Flaw::RenewWithoutQuorum => Mutation::RenewWithoutQuorum,
                 Flaw::ShowUnsettled => Mutation::ShowUnsettled,
                 Flaw::None

@@ -94,7 +94,17 @@ fn shows_something_stale(flaw: Flaw, only: Trouble) {
 
 #[test]
 fn a_leader_that_forgets_former_leases_is_found() {
-    shows_something_stale(Flaw::ForgetFormerLeases, Trouble::IsolateLeader);
+    shows_something_stale(Flaw::ForgetFormerLeases, Trouble::ChangeSides);
+}
+
+#[test]
+fn a_leader_that_takes_one_voters_word_is_found() {
+    shows_something_stale(Flaw::TrustOne, Trouble::ChangeSides);
+}
+
+#[test]
+fn a_leader_that_leases_for_longer_than_it_can_prove_is_found() {
+    shows_something_stale(Flaw::OutliveProof, Trouble::IsolateLeader);
 }
 
 #[test]

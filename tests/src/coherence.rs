@@ -27,6 +27,9 @@ enum Node {
 /// What the tree must be.
 pub struct Model {
     root: String,
+    /// Who made the last call.
+    at: usize,
+    stay: f64,
     nodes: BTreeMap<Id, Node>,
     next: Id,
     /// Of each actor: what its descriptors f0, f1, ... are open on.
@@ -43,15 +46,26 @@ struct Step {
 }
 
 impl Model {
-    /// Of the directory `root`, which is empty.
-    pub fn new(root: &str, actors: usize) -> Self {
+    /// Of the directory `root`, which is empty. `stay`: how likely a call is made by the machine that made
+    /// the one before; machines that are at work for long get write leases.
+    pub fn new(root: &str, actors: usize, stay: f64) -> Self {
         let nodes = BTreeMap::from([(ROOT, Node::Directory { entries: BTreeMap::new() })]);
-        Self { root: root.into(), nodes, next: 1, open: vec![[None; OPEN_MAX]; actors] }
+        Self {
+            root: root.into(),
+            nodes,
+            next: 1,
+            open: vec![[None; OPEN_MAX]; actors],
+            at: 0,
+            stay,
+        }
     }
 
     /// One random call on one random machine. Returns what was done; panics on a wrong answer.
     pub fn step(&mut self, rng: &mut StdRng, actors: &mut [Actor]) -> String {
-        let at = rng.random_range(0..actors.len());
+        if !rng.random_bool(self.stay) {
+            self.at = rng.random_range(0..actors.len());
+        }
+        let at = self.at;
         let step = self.draw(rng, at);
         let mut answer = actors[at].call(&step.line);
         if answer == "ESTALE" && step.line.starts_with("os.rename") {

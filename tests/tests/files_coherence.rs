@@ -20,9 +20,9 @@ fn each_answer_shows_all_calls_before_it() {
     let playground = Playground::up(&[]);
     let mut actors = actors(&playground, ["n1", "n2", "n3"]);
     let mut rng = StdRng::seed_from_u64(7);
-    for root in ["/unum/first", "/unum/second", "/unum/third"] {
+    for (root, stay) in [("/unum/first", 0.0), ("/unum/second", 0.8), ("/unum/third", 0.97)] {
         actors[0].run(&[&format!("os.mkdir('{root}')")]);
-        let mut model = Model::new(root, actors.len());
+        let mut model = Model::new(root, actors.len(), stay);
         for _ in 0..CALLS / 3 {
             model.step(&mut rng, &mut actors);
         }

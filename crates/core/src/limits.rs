@@ -39,6 +39,19 @@ pub const XATTR_TOTAL_SIZE_MAX: usize = 128 << 10;
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 /// Inodes named by one hold, release or reap command.
 pub const INODE_BATCH_MAX: usize = 1024;
+/// Inodes that one command has a write lease cover, besides those that it names.
+pub const LEASED_BELOW_MAX: u32 = 4096;
+/// Inode numbers that come with a write lease. When they are used up the node needs a new lease.
+pub const LEASE_INODES: u64 = 1 << 20;
+/// Changes under a write lease in one command.
+pub const DRAIN_CHANGES_MAX: usize = 1024;
+/// Changes of one node that wait to be drained.
+pub const PENDING_CHANGES_MAX: usize = 1 << 14;
+/// Inodes and chunks that only changes made under write leases may use: these were promised room when
+/// they were made.
+pub const RESERVED_MAX: usize = 1 << 22;
+/// The same for allocated bytes.
+pub const RESERVED_BYTES_MAX: u64 = 1 << 50;
 /// Locks of both tables on one inode.
 pub const LOCKS_PER_INODE_MAX: usize = 4096;
 /// Waiting lock requests on one inode.
@@ -59,5 +72,6 @@ const _: () = {
     assert!(XATTR_VALUE_SIZE_MAX + XATTR_NAME_LENGTH_MAX <= XATTR_TOTAL_SIZE_MAX);
     assert!(FILE_SIZE_MAX < i64::MAX as u64);
     assert!(ALLOCATED_MAX.checked_add(FILE_SIZE_MAX).is_some());
+    assert!(64 * PENDING_CHANGES_MAX <= RESERVED_MAX);
     assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
 };

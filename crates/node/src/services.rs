@@ -184,6 +184,13 @@ impl Services {
                     let files = files.clone();
                     let keeping = async move { files.keep_caches().await };
                     self.tasks.spawn_lasting("caches", until(self.tasks.stop(), keeping));
+                    let files = self.files.clone();
+                    let draining = async move {
+                        if let Some(files) = files {
+                            files.drain_changes().await;
+                        }
+                    };
+                    self.tasks.spawn_lasting("changes", until(self.tasks.stop(), draining));
                     *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
                 }
                 Err(error) => tracing::error!(%error, "the file tree cannot be served"),
@@ -218,6 +225,7 @@ impl Services {
     /// Stops answering; mount and programs wait for the next daemon.
     pub async fn leave(&self) {
         if let Some(files) = &self.files {
+            files.hand_in().await;
             files.empty_caches().await;
         }
         if let Some(mounted) = self.take_mounted() {
@@ -240,6 +248,9 @@ impl Services {
             mounted.unmount();
         }
         if let Some(mounted) = self.take_mounted() {
+            if let Some(files) = &self.files {
+                files.hand_in().await;
+            }
             mounted.unmount();
             if let Some(files) = &self.files {
                 files.unmounted().await;
@@ -422,13 +433,15 @@ fn make_files(
         replicas: replicas.clone(),
         mount_lane: connection.lane,
         proposer: Proposer::new(plan.registry.clone()),
+        client: plan.client.clone(),
         patience: plan.settings.file_patience,
         notifier: connection.notifier(),
         drops_names: connection.drops_names(),
     };
     let run_dir = &plan.settings.run_dir;
     let (handles, trusted) = (run_dir.join("handles"), trusted_path(plan.settings));
-    let kept = files::Kept { handles: &handles, trusted: &trusted };
+    let changes = run_dir.join("changes");
+    let kept = files::Kept { handles: &handles, trusted: &trusted, changes: &changes };
     Files::new(parts, &kept, connection.fresh)
         .map_err(|error| ServiceError::Handles { path: run_dir.clone(), error })
 }

@@ -28,6 +28,44 @@ pub struct PutChunk {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutChunkReply {}
 
+/// `file.put-chunks`: stores chunks durably on the called node, each as [`PutChunk`] does and all with as
+/// few syncs as possible; the reply is sent after the last one. One that cannot be stored does not keep
+/// the others from it. A message that breaks a limit is refused as a whole.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PutChunks {
+    /// At most [`PUT_CHUNKS_MAX`] with at most [`PUT_CHUNKS_BYTES_MAX`] of `data`.
+    #[prost(message, repeated, tag = "1")]
+    pub chunks: Vec<PutChunk>,
+}
+
+/// Chunks in one message.
+pub const PUT_CHUNKS_MAX: usize = 1024;
+
+/// Bytes of the content of all chunks in one message.
+pub const PUT_CHUNKS_BYTES_MAX: usize = 3 << 20;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PutChunksReply {
+    /// Those that are not stored.
+    #[prost(message, repeated, tag = "1")]
+    pub refused: Vec<RefusedChunk>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RefusedChunk {
+    #[prost(message, optional, tag = "1")]
+    pub chunk: Option<ChunkKey>,
+    /// A code as in the header of a reply.
+    #[prost(uint32, tag = "2")]
+    pub code: u32,
+    /// Why, as a sentence of at most [`REFUSAL_CHARS_MAX`].
+    #[prost(string, tag = "3")]
+    pub why: String,
+}
+
+/// Characters in the reason why one chunk was refused.
+pub const REFUSAL_CHARS_MAX: usize = 256;
+
 /// `file.get-chunk`: reads `length` bytes from `offset` of a chunk; both must lie within it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetChunk {
@@ -139,4 +177,19 @@ pub struct UnknownChunk {
     pub overdue: bool,
     #[prost(bool, tag = "4")]
     pub deleted: bool,
+}
+
+/// `file.give-back`: another node wants to see or change these inodes. The called node drains its change
+/// log and gives its write lease back.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GiveBack {
+    #[prost(uint64, repeated, tag = "1")]
+    pub inodes: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GiveBackReply {
+    /// The log entry behind which the called node has no write lease on them.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
 }

@@ -46,6 +46,11 @@ id!(
     Ino(u64), "inode "
 );
 id!(
+    /// A node's write lease on parts of the file tree. Given in order by the registry, never reused. 0 is
+    /// none.
+    LeaseId(u64), "lease "
+);
+id!(
     /// One issuer of registry commands: a run of a daemon or a FUSE connection. Random.
     Lane(u64), "lane "
 );

@@ -124,7 +124,7 @@ pub struct NewChunk {
 pub struct TreeCommand {
     #[prost(
         oneof = "tree_command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
     )]
     pub command: Option<tree_command::Command>,
 }
@@ -178,6 +178,12 @@ pub mod tree_command {
         ReleaseOwner(super::ReleaseOwner),
         #[prost(message, tag = "20")]
         CreateUnnamed(super::CreateUnnamed),
+        #[prost(message, tag = "21")]
+        AcquireLease(super::AcquireLease),
+        #[prost(message, tag = "22")]
+        ReleaseLease(super::ReleaseLease),
+        #[prost(message, tag = "23")]
+        Drain(super::Drain),
     }
 }
 
@@ -207,6 +213,9 @@ pub struct Create {
     /// it is no directory.
     #[prost(bool, tag = "9")]
     pub exclusive: bool,
+    /// The number of the new inode, from the range of the issuer's write lease; 0: the next of all.
+    #[prost(uint64, tag = "10")]
+    pub ino: u64,
 }
 
 /// open(O_TMPFILE): a regular file without a name, held by the issuing node.
@@ -475,12 +484,51 @@ pub struct ReleaseOwner {
     pub owner: u64,
 }
 
+/// The issuing node's write lease, made if it has none, covers these inodes, and of what is below
+/// those that are directories so many more, nearest first, as nobody else has a lease on.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AcquireLease {
+    #[prost(uint64, repeated, tag = "1")]
+    pub inos: Vec<u64>,
+    #[prost(uint32, tag = "2")]
+    pub below: u32,
+}
+
+/// The issuing node gives its write lease back.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ReleaseLease {
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+}
+
+/// Changes that the issuing node made under its write lease, in order and without gaps.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Drain {
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+    /// The number of the first of them, counted from 1 for each lease.
+    #[prost(uint64, tag = "2")]
+    pub first: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub changes: Vec<LoggedChange>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LoggedChange {
+    /// When the node made it, by the cluster's clock.
+    #[prost(uint64, tag = "1")]
+    pub time_ns: u64,
+    #[prost(message, optional, tag = "2")]
+    pub command: Option<TreeCommand>,
+}
+
 // ---------------------------------------------------------------------------------------------
 // Replies
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TreeReply {
-    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub outcome: Option<tree_reply::Outcome>,
     /// Waits that this command has turned into locks.
     #[prost(message, repeated, tag = "15")]
@@ -506,6 +554,10 @@ pub mod tree_reply {
         WaitEnded(super::WaitEnded),
         #[prost(message, tag = "7")]
         Reaped(super::Reaped),
+        #[prost(message, tag = "8")]
+        Leased(super::Leased),
+        #[prost(message, tag = "9")]
+        Drained(super::Drained),
     }
 }
 
@@ -562,6 +614,39 @@ pub struct Reaped {
     pub inos: Vec<u64>,
 }
 
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Leased {
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+    /// The time of the log entry, by which the holder sets the times of its changes.
+    #[prost(uint64, tag = "2")]
+    pub time_ns: u64,
+    /// What the lease covers that it did not before.
+    #[prost(uint64, repeated, tag = "3")]
+    pub inos: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Drained {
+    /// The last change that is done.
+    #[prost(uint64, tag = "1")]
+    pub last: u64,
+    /// Those of this command that were refused, at most [`REFUSALS_MAX`] of them.
+    #[prost(message, repeated, tag = "2")]
+    pub refused: Vec<RefusedChange>,
+}
+
+/// Refused changes that one reply names.
+pub const REFUSALS_MAX: usize = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RefusedChange {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(enumeration = "TreeErrorCode", tag = "2")]
+    pub why: i32,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Message)]
 pub struct Waiter {
     #[prost(uint64, tag = "1")]
@@ -606,16 +691,17 @@ pub enum TreeErrorCode {
     NotPermitted = 17,
     AttributeTooBig = 18,
     BeyondEnd = 19,
+    Held = 20,
 }
 
 // ---------------------------------------------------------------------------------------------
 // Snapshot
 
 /// One piece of a tree's snapshot, of bounded size. The header comes first, an inode before its
-/// entries and extents, chunks before extents, locks and holds after inodes.
+/// entries and extents, chunks before extents, locks, holds and leases after inodes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TreeRecord {
-    #[prost(oneof = "tree_record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "tree_record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub record: Option<tree_record::Record>,
 }
 
@@ -640,6 +726,8 @@ pub mod tree_record {
         Waits(super::WaitsRecord),
         #[prost(message, tag = "9")]
         End(super::EndRecord),
+        #[prost(message, tag = "10")]
+        Lease(super::LeaseRecord),
     }
 }
 
@@ -654,6 +742,25 @@ pub struct HeaderRecord {
     pub lock_version: u64,
     #[prost(uint64, tag = "4")]
     pub next_orphan: u64,
+    #[prost(uint64, tag = "5")]
+    pub next_lease: u64,
+}
+
+/// A node's write lease.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct LeaseRecord {
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    /// The next inode number of its range, and the end of that.
+    #[prost(uint64, tag = "3")]
+    pub next_ino: u64,
+    #[prost(uint64, tag = "4")]
+    pub end_ino: u64,
+    /// The last of its changes that is drained.
+    #[prost(uint64, tag = "5")]
+    pub drained: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -681,6 +788,11 @@ pub struct InodeRecord {
     /// Of a file without a name that may get one.
     #[prost(bool, tag = "6")]
     pub linkable: bool,
+    /// The write lease that covers it, or did.
+    #[prost(uint64, tag = "7")]
+    pub lease: u64,
+    #[prost(bool, tag = "8")]
+    pub strict: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -14,6 +14,8 @@ use unum_tests::coherence::Model;
 
 /// Calls that are shown when one goes wrong.
 const SHOWN: usize = 40;
+/// How likely a machine goes on, in one round after the other.
+const STAY: [f64; 3] = [0.97, 0.0, 0.8];
 /// A fresh directory after so many calls: names at rest are found in it by all.
 const ROUND: u64 = 400;
 
@@ -32,11 +34,11 @@ fn main() -> ExitCode {
     let mut actors = actors(&playground, ["n1", "n2", "n3"]);
     let mut rng = StdRng::seed_from_u64(seed);
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut calls, mut round) = (0_u64, 0);
+    let (mut calls, mut round) = (0_u64, 0_usize);
     while Instant::now() < end {
         let root = format!("/unum/round{round}");
         actors[0].run(&[&format!("os.mkdir('{root}')")]);
-        let mut model = Model::new(&root, actors.len());
+        let mut model = Model::new(&root, actors.len(), STAY[round % STAY.len()]);
         let mut last = VecDeque::new();
         for _ in 0..ROUND {
             let stepped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

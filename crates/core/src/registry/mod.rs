@@ -43,7 +43,7 @@ pub use tokens::{Token, TokenHash, Tokens, role_name};
 pub use values::{Value, Values};
 
 use crate::time::Time;
-use crate::tree::{Change, Chunk, Tree};
+use crate::tree::{Change, Chunk, Executed, Tree};
 use replies::Recalled;
 
 /// Everything that the cluster agrees on.
@@ -110,6 +110,16 @@ impl State {
     /// What the last log entry changed in the file tree.
     pub fn take_changes(&mut self) -> Vec<Change> {
         self.tree.take_changes()
+    }
+
+    /// Whether the tree's commands are kept for [`Self::take_executed`].
+    pub fn record_tree(&mut self, on: bool) {
+        self.tree.record(on);
+    }
+
+    /// The tree's commands since the last call.
+    pub fn take_executed(&mut self) -> Vec<Executed> {
+        self.tree.take_executed()
     }
 
     pub fn history(&self) -> History {

@@ -18,6 +18,11 @@ use crate::time::Time;
 /// Attributes in this name space belong to the kernel (access control lists); none is supported.
 const SYSTEM_PREFIX: &[u8] = b"system.";
 
+/// The class of an inode: whether its changes are durable before their calls return.
+pub const CLASS_XATTR: &[u8] = b"user.unum.class";
+const CLASS_STRICT: &[u8] = b"strict";
+const CLASS_POSIX: &[u8] = b"posix";
+
 impl Tree {
     pub(super) fn set_attributes(
         &mut self,
@@ -47,8 +52,11 @@ impl Tree {
         self.inode_reply(ino, false)
     }
 
-    /// The value of an extended attribute.
+    /// The value of an extended attribute. Each inode has one that tells its class, but does not list it.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<&[u8], TreeError> {
+        if name == CLASS_XATTR {
+            return Ok(if self.inode(ino)?.strict { CLASS_STRICT } else { CLASS_POSIX });
+        }
         let value = self.inode(ino)?.xattr(name).ok_or(TreeError::NoAttribute)?;
         Ok(value)
     }
@@ -63,6 +71,9 @@ impl Tree {
         let ino = Ino(command.ino);
         let name = valid_xattr_name(&command.name)?;
         let mode = XattrMode::try_from(command.mode).map_err(|_| TreeError::Invalid)?;
+        if name == CLASS_XATTR {
+            return self.set_class(now, ino, &command.value);
+        }
         let inode = self.inode(ino)?;
         match (mode, inode.xattr(name).is_some()) {
             (XattrMode::Create, true) => return Err(TreeError::Exists),
@@ -77,12 +88,28 @@ impl Tree {
         Ok(())
     }
 
+    /// What is made in a directory gets its class.
+    fn set_class(&mut self, now: Time, ino: Ino, class: &[u8]) -> Result<(), TreeError> {
+        let strict = match class {
+            CLASS_STRICT => true,
+            CLASS_POSIX => false,
+            _ => return Err(TreeError::Invalid),
+        };
+        let inode = self.inode_mut(ino)?;
+        inode.strict = strict;
+        inode.touch(now);
+        Ok(())
+    }
+
     pub(super) fn remove_xattr(
         &mut self,
         now: Time,
         command: &RemoveXattr,
     ) -> Result<(), TreeError> {
         let name = valid_xattr_name(&command.name)?;
+        if name == CLASS_XATTR {
+            return self.set_class(now, Ino(command.ino), CLASS_POSIX);
+        }
         self.xattr(Ino(command.ino), name)?;
         let inode = self.inode_mut(Ino(command.ino))?;
         inode.remove_xattr(name);

@@ -20,6 +20,11 @@ pub enum What {
     Inode(Ino),
     /// What a name in a directory leads to, if anything.
     Name(Ino, Arc<[u8]>),
+    /// Nothing yet, but a write lease covers the inode: its holder may change it and, in a directory, its
+    /// names unheard.
+    Covered(Ino),
+    /// A write lease was ended: what its holder shows may be what never came to be.
+    Fenced,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,6 +49,14 @@ impl Changes {
 
     pub fn name(&mut self, parent: Ino, name: &[u8]) {
         self.list.push(Change { by: self.by, what: What::Name(parent, name.into()) });
+    }
+
+    pub fn covered(&mut self, ino: Ino) {
+        self.list.push(Change { by: self.by, what: What::Covered(ino) });
+    }
+
+    pub fn fenced(&mut self) {
+        self.list.push(Change { by: self.by, what: What::Fenced });
     }
 
     pub fn take(&mut self) -> Vec<Change> {

@@ -143,6 +143,16 @@ impl ChunkTable {
         self.chunks.insert(id, chunk);
     }
 
+    /// Chunks that were written down here first are now where these messages say.
+    pub(super) fn adopt_places(&mut self, ino: Ino, chunks: &[NewChunk]) {
+        for chunk in chunks {
+            let Ok((id, placed)) = Chunk::from_proto(ino, chunk) else { continue };
+            if let Some(chunk) = self.chunks.get_mut(&id) {
+                chunk.replicas = placed.replicas;
+            }
+        }
+    }
+
     pub(super) fn acquire(&mut self, id: ChunkId, bytes: u64) {
         if let Some(chunk) = self.chunks.get_mut(&id) {
             chunk.live += bytes;

@@ -12,7 +12,8 @@ use super::error::TreeError;
 use super::extents::{Extent, ExtentMap, Source};
 use super::inode::Body;
 use crate::limits::{
-    ALLOCATED_MAX, CHUNKS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, WRITE_EXTENTS_MAX,
+    ALLOCATED_MAX, CHUNKS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, RESERVED_BYTES_MAX,
+    RESERVED_MAX, WRITE_EXTENTS_MAX,
 };
 use crate::time::Time;
 
@@ -112,7 +113,8 @@ impl Tree {
         if command.chunks.len() > WRITE_EXTENTS_MAX {
             return Err(TreeError::Invalid);
         }
-        if self.chunks.len() + command.chunks.len() > CHUNKS_MAX {
+        let max = CHUNKS_MAX - self.kept_back(RESERVED_MAX);
+        if self.chunks.len() + command.chunks.len() > max {
             return Err(TreeError::NoSpace);
         }
         let mut chunks = BTreeMap::new();
@@ -207,7 +209,11 @@ impl Tree {
     /// Counts bytes as added that may replace others: close to the limit that is too strict.
     fn room_for_bytes(&self, lengths: impl Iterator<Item = u64>) -> Result<(), TreeError> {
         let total = lengths.fold(self.allocated, u64::saturating_add);
-        if total <= ALLOCATED_MAX { Ok(()) } else { Err(TreeError::NoSpace) }
+        if total <= ALLOCATED_MAX - self.kept_back(RESERVED_BYTES_MAX) {
+            Ok(())
+        } else {
+            Err(TreeError::NoSpace)
+        }
     }
 
     /// truncate. Changes nothing if it fails.

@@ -51,5 +51,7 @@ tree_errors! {
     NotPermitted "a directory cannot have a second name"
     AttributeTooBig "the extended attributes of the file would be larger than allowed"
     /// A search for data or a hole that starts at or behind the end.
+    /// Ask the holder of the write lease to give it back.
+    Held "another node is changing this and has not given it back"
     BeyondEnd "the offset is behind the end of the file or of its data"
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use unum_proto::ids::Ino;
+use unum_proto::ids::{Ino, LeaseId};
 use unum_proto::tree::{Attributes, FileKind, Timestamp};
 
 use super::directory::Directory;
@@ -94,6 +94,10 @@ pub struct Inode {
     pub body: Body,
     /// Has no name yet and may get one.
     pub linkable: bool,
+    /// The write lease that covers it, if that is live.
+    pub lease: LeaseId,
+    /// Each change is durable before its call returns.
+    pub strict: bool,
 }
 
 impl Inode {
@@ -114,6 +118,8 @@ impl Inode {
             xattrs: None,
             body,
             linkable: false,
+            lease: LeaseId(0),
+            strict: false,
         }
     }
 

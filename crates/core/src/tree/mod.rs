@@ -49,6 +49,8 @@ mod directory;
 mod error;
 mod extents;
 mod inode;
+mod leases;
+mod local;
 pub mod locks;
 mod namespace;
 mod orphans;
@@ -72,6 +74,8 @@ pub use directory::{COOKIE_FIRST, COOKIE_PARENT, COOKIE_SELF, Entry};
 pub use error::TreeError;
 pub use extents::{Extent, Source};
 pub use inode::{Inode, Kind};
+pub use leases::WriteLease;
+pub use local::{Executed, Local, Pending, Refusal};
 pub use snapshot::{SnapshotError, TreeLoader};
 
 use crate::limits;
@@ -80,6 +84,7 @@ use changes::Changes;
 use chunks::ChunkTable;
 use directory::Directory;
 use inode::Body;
+use leases::WriteLeases;
 use locks::Locks;
 use orphans::Orphans;
 
@@ -95,6 +100,11 @@ pub struct Tree {
     locks: Locks,
     /// Bytes that all inodes have allocated.
     allocated: u64,
+    leases: WriteLeases,
+    /// What is applied now was promised room before.
+    reserved: bool,
+    /// Commands, for the local view of a node with pending changes. No part of what a snapshot holds.
+    executed: Option<Vec<Executed>>,
     /// What the commands since the last look at it changed. No part of what a snapshot holds.
     changes: Changes,
 }
@@ -149,6 +159,9 @@ impl Tree {
             orphans: Orphans::default(),
             locks: Locks::default(),
             allocated: 0,
+            leases: WriteLeases::default(),
+            reserved: false,
+            executed: None,
             changes: Changes::default(),
         }
     }
@@ -158,20 +171,30 @@ impl Tree {
     pub fn apply(&mut self, now: Time, node: NodeId, command: &TreeCommand) -> TreeReply {
         let mut granted = Vec::new();
         self.changes.by(node);
-        let outcome = self
-            .dispatch(now, node, command, &mut granted)
+        let outcome = command
+            .command
+            .as_ref()
+            .ok_or(TreeError::Invalid)
+            .and_then(|command| {
+                self.refuse_held(node, command)?;
+                self.dispatch(now, node, command, &mut granted)
+            })
             .unwrap_or_else(|error| Outcome::Failed(error.code() as i32));
-        TreeReply { outcome: Some(outcome), granted }
+        let reply = TreeReply { outcome: Some(outcome), granted };
+        if let Some(executed) = &mut self.executed {
+            let (command, reply) = (command.clone(), reply.clone());
+            executed.push(Executed { now, issuer: node, command, reply });
+        }
+        reply
     }
 
     fn dispatch(
         &mut self,
         now: Time,
         node: NodeId,
-        command: &TreeCommand,
+        command: &Command,
         granted: &mut Vec<Waiter>,
     ) -> Result<Outcome, TreeError> {
-        let command = command.command.as_ref().ok_or(TreeError::Invalid)?;
         match command {
             Command::Create(create) => self.create(now, create),
             Command::CreateUnnamed(create) => self.create_unnamed(now, node, create),
@@ -191,6 +214,7 @@ impl Tree {
                 let node = NodeId(release.node);
                 self.orphans.release_node(node);
                 self.locks.release_node(node, granted);
+                self.end_lease(node);
                 Ok(done())
             }
             Command::Reap(reap) => self.reap(now, reap),
@@ -205,6 +229,9 @@ impl Tree {
             Command::ReleaseOwner(release) => {
                 self.locks.release_owner(node, release, granted).map(|()| done())
             }
+            Command::AcquireLease(acquire) => self.acquire_lease(now, node, acquire),
+            Command::ReleaseLease(release) => self.release_lease(node, release).map(|()| done()),
+            Command::Drain(drain) => self.drain(node, drain, granted),
         }
     }
 
@@ -336,16 +363,14 @@ impl Tree {
         Ok(Outcome::Inode(InodeReply { attributes: Some(self.attributes(ino)?), created }))
     }
 
-    /// A fresh inode under a number never used before. The caller has checked `INODES_MAX`.
-    fn add_inode(&mut self, inode: Inode) -> Ino {
-        let ino = self.next_ino;
-        self.next_ino = Ino(ino.0 + 1);
-        self.inodes.insert(ino, Arc::new(inode));
-        ino
+    fn room_for_inode(&self) -> Result<(), TreeError> {
+        let max = limits::INODES_MAX - self.kept_back(limits::RESERVED_MAX);
+        if self.inodes.len() < max { Ok(()) } else { Err(TreeError::NoSpace) }
     }
 
-    fn room_for_inode(&self) -> Result<(), TreeError> {
-        if self.inodes.len() < limits::INODES_MAX { Ok(()) } else { Err(TreeError::NoSpace) }
+    /// Of a reserve, what the present command may not use.
+    fn kept_back<T: Default>(&self, reserve: T) -> T {
+        if self.reserved { T::default() } else { reserve }
     }
 }
 

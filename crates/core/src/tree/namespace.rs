@@ -4,6 +4,8 @@
 //! Invariants kept: an inode's nlink is the number of its names (for a directory: 2 plus its
 //! subdirectories); `..` is the directory that holds the name; no directory is below itself.
 
+use std::sync::Arc;
+
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Create, CreateUnnamed, Link, Rename, Rmdir, Unlink};
@@ -31,7 +33,13 @@ impl Tree {
         valid_owner(command.uid, command.gid)?;
         self.room_for_inode()?;
         let (mode, gid) = self.inherited(parent, kind, command.mode, command.gid)?;
-        let ino = self.add_inode(Inode::new(now, mode, command.uid, gid, body));
+        let inode = Inode {
+            strict: self.inode(parent)?.strict,
+            ..Inode::new(now, mode, command.uid, gid, body)
+        };
+        let ino = self.number(parent, command)?;
+        self.inodes.insert(ino, Arc::new(inode));
+        self.cover_newborn(parent, ino);
         self.add_name(now, parent, name, ino, kind);
         self.inode_reply(ino, true)
     }
@@ -67,9 +75,12 @@ impl Tree {
         let inode = Inode {
             nlink: 0,
             linkable: command.linkable,
+            strict: self.inode(parent)?.strict,
             ..Inode::new(now, mode, command.uid, gid, body)
         };
-        let ino = self.add_inode(inode);
+        let ino = self.next_ino;
+        self.next_ino = Ino(ino.0 + 1);
+        self.inodes.insert(ino, Arc::new(inode));
         self.orphans.add(now, ino);
         self.orphans.hold(node, ino);
         self.inode_reply(ino, true)

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use unum_proto::ids::{Ino, NodeId};
+use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_record::Record;
 use unum_proto::tree::{
     Attributes, ChunkRecord, ChunksRecord, EndRecord, EntriesRecord, EntryRecord, ExtentsRecord,
@@ -66,7 +66,8 @@ impl Tree {
             .chain(chunks)
             .chain(extents)
             .chain(orphans)
-            .chain(locks);
+            .chain(locks)
+            .chain(self.lease_records().map(Record::Lease));
         ended(body)
     }
 
@@ -76,6 +77,7 @@ impl Tree {
             next_ino: self.next_ino.0,
             lock_version: self.locks.version(),
             next_orphan: self.orphans.next_sequence,
+            next_lease: self.leases.next.0,
         }
     }
 
@@ -148,6 +150,8 @@ fn inode_record(ino: Ino, inode: &Inode) -> Record {
         parent,
         next_cookie,
         linkable: inode.linkable,
+        lease: inode.lease.0,
+        strict: inode.strict,
     })
 }
 
@@ -243,19 +247,22 @@ impl TreeLoader {
             Record::Orphan(orphan) => self.put_orphan(orphan),
             Record::Locks(locks) => self.put_locks(locks),
             Record::Waits(waits) => self.put_waits(waits),
+            Record::Lease(lease) => self.tree.restore_lease(lease),
             Record::End(end) => self.put_end(end),
         }
     }
 
     fn put_header(&mut self, header: &HeaderRecord) -> Result<(), TreeError> {
         self.begun = true;
-        let counters = [header.next_ino, header.lock_version, header.next_orphan];
+        let counters =
+            [header.next_ino, header.lock_version, header.next_orphan, header.next_lease];
         if counters.iter().any(|&counter| counter > COUNTER_MAX) {
             return Err(TreeError::Invalid);
         }
         self.tree.next_ino = Ino(header.next_ino);
         self.tree.locks.restore_version(header.lock_version);
         self.tree.orphans.next_sequence = header.next_orphan;
+        self.tree.leases.next = LeaseId(header.next_lease.max(1));
         Ok(())
     }
 
@@ -397,6 +404,8 @@ fn restored_inode(attributes: &Attributes, record: &InodeRecord) -> Result<Inode
         xattrs: restored_xattrs(&record.xattrs)?,
         body,
         linkable: record.linkable,
+        lease: LeaseId(record.lease),
+        strict: record.strict,
     })
 }
 

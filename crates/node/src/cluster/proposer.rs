@@ -34,9 +34,18 @@ impl Proposer {
         kind: command::Kind,
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
+        self.propose_indexed(kind, within).await.map(|(reply, _)| reply)
+    }
+
+    /// With the index of a log entry at or behind the command.
+    pub async fn propose_indexed(
+        &self,
+        kind: command::Kind,
+        within: Duration,
+    ) -> Result<(reply::Kind, u64), RegistryError> {
         let id = RequestId { lane: self.lane, seq: self.next.fetch_add(1, Ordering::Relaxed) };
         let deadline = Instant::now() + within;
-        propose_as(&self.registry, id, kind, deadline).await.map(|(reply, _)| reply)
+        propose_as(&self.registry, id, kind, deadline).await
     }
 }
 
@@ -48,8 +57,7 @@ pub async fn propose_as(
     kind: command::Kind,
     deadline: Instant,
 ) -> Result<(reply::Kind, u64), RegistryError> {
-    if let command::Kind::Tree(_) | command::Kind::PutValue(_) = kind {
-        // Others may see it soon, and what its program did before.
+    if says_something(&kind) {
         registry.departures().pass(PROPOSAL).await;
     }
     loop {
@@ -63,6 +71,17 @@ pub async fn propose_as(
             done => return done,
         }
     }
+}
+
+/// Whether others will see in it what a program of this machine did.
+fn says_something(kind: &command::Kind) -> bool {
+    matches!(
+        kind,
+        command::Kind::Tree(_)
+            | command::Kind::PutValue(_)
+            | command::Kind::DeleteValue(_)
+            | command::Kind::CompareAndSet(_)
+    )
 }
 
 fn names_epoch(kind: &command::Kind) -> bool {

@@ -24,7 +24,6 @@
 //! the same moment, after both had been at rest and had looked the name up.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +32,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use unum_core::time::Time;
-use unum_core::tree::{Tree, What};
+use unum_core::tree::{Change, Tree, What};
 use unum_proto::ids::{Ino, NodeId};
 use unum_sys::fuse::{Discard, Ino as Nodeid, Ledger, Notifier, Trusted};
 
@@ -43,10 +42,10 @@ use crate::registry::{Changed, Registry};
 /// Longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How often the lease is looked at.
-const LOOK: Duration = Duration::from_millis(256);
+const LOOK: Duration = Duration::from_millis(128);
 /// All is taken back when the lease ends sooner than this, and before unum-init does it: there must be time
 /// for it and for a late look.
-const LAPSE_MARGIN: Duration = Duration::from_millis(384);
+const LAPSE_MARGIN: Duration = Duration::from_millis(416);
 /// How long a change by others waits for calls of this node's kernel that are in flight.
 const RECALL_PATIENCE: Duration = Duration::from_millis(20);
 /// The same, when the daemon goes: the next one takes back what is left.
@@ -106,8 +105,8 @@ struct State {
     /// Nobody will keep the caches true.
     retired: bool,
     ledger: Ledger,
-    /// By a hash of directory and name, with the time of the last answer.
-    names: HashMap<u64, Instant>,
+    /// By directory and name, with the time of the last answer.
+    names: HashMap<Ino, HashMap<Arc<[u8]>, Instant>>,
     inodes: HashMap<Ino, Known>,
     restless: HashMap<Ino, Restless>,
     /// Inodes whose pages calls in flight kept from being taken back, and until when it is not tried
@@ -123,7 +122,6 @@ pub(super) struct Caches {
     node: NodeId,
     registry: Registry,
     notifier: Notifier,
-    hasher: RandomState,
     /// The kernel can drop all names at once if this daemon dies.
     trusts_names: bool,
     /// Never held across an await, nor while the kernel is told anything that may wait.
@@ -169,7 +167,6 @@ impl Caches {
             node,
             registry,
             notifier,
-            hasher: RandomState::new(),
             trusts_names,
             state: Mutex::new(state),
             recalls,
@@ -180,10 +177,6 @@ impl Caches {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, parent: Ino, name: &[u8]) -> u64 {
-        self.hasher.hash_one((parent, name))
-    }
-
     // What an answer may say. To be asked while the tree is looked at, so that a later change finds
     // what was trusted.
 
@@ -192,7 +185,6 @@ impl Caches {
         if trust == Trust::Nobody || !self.trusts_names {
             return Duration::ZERO;
         }
-        let key = self.key(parent, name);
         let now = Instant::now();
         let mut state = self.state();
         let state = &mut *state;
@@ -200,39 +192,39 @@ impl Caches {
         if restless || !state.is_trusting(now) {
             return Duration::ZERO;
         }
-        if !state.names.contains_key(&key) && !state.enter(Trusted::Name(Nodeid(parent.0), name)) {
+        if state.answered(parent, name).is_none()
+            && !state.enter(Trusted::Name(Nodeid(parent.0), name))
+        {
             return Duration::ZERO;
         }
-        state.names.insert(key, now);
+        state.answer(parent, name, now);
         FOREVER
     }
 
     /// A rename takes the kernel's trust in the old name along to the new one. To be told before the
     /// kernel is answered.
     pub fn follow_name(&self, from: (Ino, &[u8]), to: (Ino, &[u8])) {
-        let (old, new) = (self.key(from.0, from.1), self.key(to.0, to.1));
         let mut state = self.state();
         let state = &mut *state;
-        let Some(&answered) = state.names.get(&old) else { return };
+        let Some(answered) = state.answered(from.0, from.1) else { return };
         if let Err(error) = state.ledger.append(Trusted::Name(Nodeid(to.0.0), to.1)) {
             tracing::warn!(%error, "the list of what the kernel caches cannot be written");
         }
         state.entered += 1;
-        state.names.insert(new, answered);
+        state.answer(to.0, to.1, answered);
     }
 
     /// When the kernel was last trusted with a name.
     pub fn answered(&self, parent: Ino, name: &[u8]) -> Option<Instant> {
-        self.state().names.get(&self.key(parent, name)).copied()
+        self.state().answered(parent, name)
     }
 
     /// A call of the kernel has changed what a name leads to, so what it was told of it before, at
     /// `answered`, it does not trust any more.
     pub fn forget_name(&self, parent: Ino, name: &[u8], answered: Option<Instant>) {
-        let key = self.key(parent, name);
         let mut state = self.state();
-        if answered.is_some() && state.names.get(&key).copied() == answered {
-            state.names.remove(&key);
+        if answered.is_some() && state.answered(parent, name) == answered {
+            state.forget(parent, name);
         }
     }
 
@@ -369,7 +361,8 @@ impl Caches {
     }
 
     async fn drop_changed(&self, changed: Changed) {
-        if changed.all {
+        let fenced = Change { by: self.node, what: What::Fenced };
+        if changed.all || changed.changes.contains(&fenced) {
             // The next look at the lease goes on from here.
             self.recall_all().await;
             return;
@@ -415,11 +408,26 @@ impl Caches {
                         recalls.push(Recall::Pages(*ino));
                     }
                 }
-                What::Name(..) if own => {}
+                What::Name(..) | What::Covered(_) if own => {}
+                What::Fenced => {}
+                What::Covered(ino) => {
+                    for (name, answered) in state.names.remove(ino).unwrap_or_default() {
+                        let recall = Recall::Name(*ino, name);
+                        if now.duration_since(answered) < ANSWER_TRAVEL_MAX {
+                            again.push(recall.clone());
+                        }
+                        recalls.push(recall);
+                    }
+                    if let Some(known) = state.inodes.remove(ino) {
+                        if known.attributes {
+                            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+                        }
+                        recalls.push(Recall::Pages(*ino));
+                    }
+                }
                 What::Name(parent, name) => {
                     state.disturb(*parent, now);
-                    let key = self.key(*parent, name);
-                    if let Some(answered) = state.names.remove(&key) {
+                    if let Some(answered) = state.forget(*parent, name) {
                         let recall = Recall::Name(*parent, name.clone());
                         if now.duration_since(answered) < ANSWER_TRAVEL_MAX {
                             again.push(recall.clone());
@@ -471,6 +479,30 @@ impl State {
 
     fn is_full(&self) -> bool {
         self.entered >= TRUSTED_MAX
+    }
+
+    /// When the kernel was last told of a name.
+    fn answered(&self, parent: Ino, name: &[u8]) -> Option<Instant> {
+        self.names.get(&parent)?.get(name).copied()
+    }
+
+    fn answer(&mut self, parent: Ino, name: &[u8], at: Instant) {
+        let names = self.names.entry(parent).or_default();
+        match names.get_mut(name) {
+            Some(answered) => *answered = at,
+            None => {
+                names.insert(name.into(), at);
+            }
+        }
+    }
+
+    fn forget(&mut self, parent: Ino, name: &[u8]) -> Option<Instant> {
+        let names = self.names.get_mut(&parent)?;
+        let answered = names.remove(name);
+        if names.is_empty() {
+            self.names.remove(&parent);
+        }
+        answered
     }
 
     /// Writes down what the kernel will be trusted with. False: it is not to be trusted.

@@ -11,10 +11,11 @@ use unum_proto::ids::{ChunkId, Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Extent, Fallocate, FallocateMode, NewChunk, Write as WriteCommand};
-use unum_sys::fuse::Write;
+use unum_sys::fuse::{Fh, Write};
 
 use super::errno::FileError;
-use super::replicas::{ContentError, Stored};
+use super::handles::HandleId;
+use super::replicas::{ContentError, Draft, Stored};
 use super::{Call, Files};
 
 /// How often a read is planned anew because a chunk was gone: the file was changed meanwhile.
@@ -84,6 +85,11 @@ impl Plan {
             match piece {
                 PlanPiece::Zeros(length) => Ok(Bytes::from(vec![0; length as usize])),
                 PlanPiece::Chunk { id, hash, offset, length, replicas } => {
+                    if let Some(kept) = files.log.chunk(id) {
+                        return kept.read(offset, length).map_err(|error| {
+                            ContentError::Unreadable { chunk: id, replicas, why: error.to_string() }
+                        });
+                    }
                     files.replicas().read(id, &hash, &replicas, offset, length, deadline).await
                 }
             }
@@ -129,8 +135,9 @@ impl Call<'_> {
         // Pages that the kernel writes back know their place, whatever the file was opened with.
         let append = write.flags & libc::O_APPEND as u32 != 0 && !write.cached;
         let start = if append { 0 } else { write.offset };
-        let (extents, chunks) = self.store(start, write.content).await?;
-        let command = WriteCommand {
+        let drafts = self.drafts(write.content);
+        let (extents, chunks) = self.laid_out(start, &drafts);
+        let mut command = WriteCommand {
             ino: self.ino.0,
             extents,
             chunks,
@@ -139,33 +146,49 @@ impl Call<'_> {
             if_version: None,
             relayout: false,
         };
-        // Pages that the kernel writes back are locked, and who wants them elsewhere may wait for
-        // them: their program asks for more by fsync or msync.
-        let outcome = match write.cached {
-            true => self.change(Command::Write(command)).await,
-            false => self.change_seen(Command::Write(command), [self.ino; 2]).await,
+        let outcome = match self.change_unheard(&Command::Write(command.clone()), &drafts).await? {
+            Some(outcome) => outcome,
+            None => {
+                let stored = self.files.replicas().write_all(drafts, self.deadline).await?;
+                for (chunk, stored) in command.chunks.iter_mut().zip(&stored) {
+                    chunk.replicas = stored.replicas.iter().map(|node| node.0).collect();
+                }
+                // Pages that the kernel writes back are locked, and who wants them elsewhere may wait for
+                // them: their program asks for more by fsync or msync.
+                let shown = (!write.cached).then_some([self.ino; 2]);
+                self.change_heard(Command::Write(command), shown).await?
+            }
         };
-        let Outcome::Written(written) = outcome? else {
+        let Outcome::Written(written) = outcome else {
             return Err(FileError::Strange);
         };
         self.files.note_ragged(self.ino, written.base + start);
         Ok(length as u32)
     }
 
-    async fn store(
-        &self,
-        start: u64,
-        content: Bytes,
-    ) -> Result<(Vec<Extent>, Vec<NewChunk>), FileError> {
-        let pieces = (0..content.len()).step_by(CHUNK_SIZE_MAX).map(|at| {
-            let piece = content.slice(at..content.len().min(at + CHUNK_SIZE_MAX));
-            async move {
-                let stored = self.files.replicas().write(piece, self.deadline).await?;
-                Ok::<_, ContentError>((start + at as u64, stored))
-            }
-        });
-        let stored = try_join_all(pieces).await?;
-        Ok(stored.iter().map(|(offset, stored)| placed(*offset, stored)).unzip())
+    fn drafts(&self, content: Bytes) -> Vec<Draft> {
+        let pieces = (0..content.len()).step_by(CHUNK_SIZE_MAX);
+        let pieces = pieces.map(|at| content.slice(at..content.len().min(at + CHUNK_SIZE_MAX)));
+        let draft = |data: Bytes| Draft {
+            id: self.files.replicas().name(),
+            hash: *blake3::hash(&data).as_bytes(),
+            data,
+        };
+        pieces.map(draft).collect()
+    }
+
+    /// Drafts one behind the other, as a write command names them while they are only here.
+    fn laid_out(&self, start: u64, drafts: &[Draft]) -> (Vec<Extent>, Vec<NewChunk>) {
+        let mut at = start;
+        let here = |draft: &Draft| {
+            let length = draft.data.len() as u32;
+            let replicas = vec![self.files.parts.node];
+            let stored = Stored { id: draft.id, length, hash: draft.hash, replicas };
+            let placed = placed(at, &stored);
+            at += u64::from(length);
+            placed
+        };
+        drafts.iter().map(here).unzip()
     }
 
     pub(super) async fn lseek(&self, offset: u64, whence: u32) -> Result<u64, FileError> {
@@ -201,10 +224,32 @@ impl Call<'_> {
         self.change_seen(Command::Fallocate(command), [self.ino; 2]).await.map(drop)
     }
 
-    /// What calls changed was durable when they returned; what the kernel wrote back by itself is
-    /// seen by all when this returns.
-    pub(super) async fn fsync(&self) -> Result<(), FileError> {
-        self.files.settled(&[self.ino], self.deadline).await
+    /// Everything that was changed here before is durable when this returns, and what the kernel wrote
+    /// back by itself is seen by all.
+    pub(super) async fn fsync(&self, fh: Fh) -> Result<(), FileError> {
+        self.sync().await?;
+        self.files.settled(&[self.ino], self.deadline).await?;
+        self.failure(fh)
+    }
+
+    pub(super) async fn sync(&self) -> Result<(), FileError> {
+        self.files.log.drained(self.deadline).await
+    }
+
+    /// Tells an open file once that changes of it were lost.
+    pub(super) fn failure(&self, fh: Fh) -> Result<(), FileError> {
+        match self.files.handles().take_failure(HandleId(fh.0)) {
+            true => Err(FileError::Errno(Errno::IO)),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns when the registry has the inode.
+    pub(super) async fn make_known(&self) -> Result<(), FileError> {
+        match self.files.look_confirmed(|tree| tree.inode(self.ino).is_ok()) {
+            true => Ok(()),
+            false => self.sync().await,
+        }
     }
 }
 
@@ -223,7 +268,7 @@ pub(super) fn placed(offset: u64, stored: &Stored) -> (Extent, NewChunk) {
 
 impl Files {
     /// Remembers an inode whose extents around `offset` have become many and short.
-    fn note_ragged(&self, ino: Ino, offset: u64) {
+    pub(super) fn note_ragged(&self, ino: Ino, offset: u64) {
         let window = CHUNK_SIZE_MAX as u64;
         let start = offset - offset % window;
         let many = self.look(|tree| {

@@ -63,6 +63,8 @@ fn tree_errno(error: TreeError) -> Errno {
         TreeError::TooManyLocks => Errno::NOLCK,
         TreeError::NotPermitted => Errno::PERM,
         TreeError::BeyondEnd => Errno::NXIO,
+        // Asking the holder took longer than the call may.
+        TreeError::Held => Errno::TIMEDOUT,
     }
 }
 

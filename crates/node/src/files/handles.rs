@@ -7,7 +7,7 @@
 //!
 //! What is left out on purpose: syncing. The journal only has to survive the death of a process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct Handles {
     next: u64,
     open: BTreeMap<HandleId, Handle>,
     per_inode: BTreeMap<Ino, usize>,
+    /// Through which it has not been told yet that changes were lost.
+    failed: BTreeSet<HandleId>,
 }
 
 impl Handles {
@@ -57,6 +59,7 @@ impl Handles {
             next: 1,
             open: BTreeMap::new(),
             per_inode: BTreeMap::new(),
+            failed: BTreeSet::new(),
         };
         if !fresh {
             handles.replay(&std::fs::read(path)?);
@@ -87,6 +90,17 @@ impl Handles {
         Ok(Some((handle, !self.is_open(handle.ino))))
     }
 
+    /// Changes of these inodes were lost: each file that is open on one of them is to be told once.
+    pub fn fail(&mut self, inodes: &BTreeSet<Ino>) {
+        let open = self.open.iter().filter(|(_, handle)| inodes.contains(&handle.ino));
+        self.failed.extend(open.map(|(id, _)| *id));
+    }
+
+    /// Whether an open file is to be told that changes were lost; from now on it has been.
+    pub fn take_failure(&mut self, id: HandleId) -> bool {
+        self.failed.remove(&id)
+    }
+
     pub fn is_open(&self, ino: Ino) -> bool {
         self.per_inode.contains_key(&ino)
     }
@@ -109,6 +123,7 @@ impl Handles {
 
     fn remove(&mut self, id: HandleId) -> Option<Handle> {
         let handle = self.open.remove(&id)?;
+        self.failed.remove(&id);
         if let Some(count) = self.per_inode.get_mut(&handle.ino) {
             *count -= 1;
             if *count == 0 {

@@ -73,6 +73,7 @@ impl Call<'_> {
             pid: self.pid,
             waiter: wait.then_some(self.unique),
         };
+        self.make_known().await?;
         let Outcome::Locked(locked) = self.change(Command::Lock(lock)).await? else {
             return Err(FileError::Strange);
         };
@@ -124,8 +125,10 @@ impl Call<'_> {
     }
 
     /// A close releases the record locks of its owner on the file, whichever descriptor it was.
-    pub(super) async fn flush(&self, owner: LockOwner) -> Result<(), FileError> {
-        self.release_locks(LockFamily::Fcntl, owner).await
+    /// It also tells that changes were lost.
+    pub(super) async fn flush(&self, fh: Fh, owner: LockOwner) -> Result<(), FileError> {
+        self.release_locks(LockFamily::Fcntl, owner).await?;
+        self.failure(fh)
     }
 
     pub(super) async fn release_flock(&self, owner: LockOwner) -> Result<(), FileError> {

@@ -10,6 +10,7 @@
 //! - `operations`: from each kernel call to one method here
 //! - `namespace`, `attributes`, `content`, `locks`: the methods, by what they touch
 //! - `handles`: the open files, kept across daemons
+//! - `changelog`: what programs here changed and the registry does not have yet
 //! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
 //! - `upkeep`: orphans, leftover locks, ragged files
@@ -19,6 +20,7 @@
 
 mod attributes;
 mod caches;
+mod changelog;
 mod content;
 pub mod errno;
 mod handles;
@@ -36,7 +38,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use unum_core::tree::Tree;
+use unum_core::tree::{Tree, TreeError};
+use unum_net::Client;
 use unum_proto::ids::{Ino, Lane, NodeId, RequestId};
 use unum_proto::registry::{command, reply};
 use unum_proto::tree::{TreeCommand, tree_command, tree_reply};
@@ -45,15 +48,28 @@ use unum_sys::fuse::Notifier;
 use crate::cluster::proposer::{Proposer, propose_as};
 use crate::registry::Registry;
 use caches::{Caches, Trust};
+use changelog::ChangeLog;
 use errno::FileError;
 use handles::Handles;
 use locks::LockOwners;
-use replicas::Replicas;
+use replicas::{Draft, Replicas};
 
 pub use upkeep::{Cluster, nothing_held, routes as upkeep_routes, run as start_upkeep};
 
 /// Commands that one kernel call may need, at most: each has its own request id.
-const STEPS_MAX: u64 = 8;
+const STEPS_MAX: u64 = 32;
+
+/// How long a daemon that goes tries to drain what programs changed last.
+const HAND_IN_TIME: Duration = Duration::from_secs(5);
+
+/// Who alone may know what some inodes are now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// This node's write lease covers them.
+    Ours,
+    Theirs(NodeId),
+    Free,
+}
 
 /// What the file service is made of.
 pub struct Parts {
@@ -66,6 +82,7 @@ pub struct Parts {
     pub proposer: Proposer,
     /// How long a call waits for a majority or a replica before it fails.
     pub patience: Duration,
+    pub client: Client,
     /// Of the FUSE connection.
     pub notifier: Notifier,
     /// Its kernel can drop all names at once.
@@ -78,13 +95,16 @@ pub struct Kept<'a> {
     pub handles: &'a Path,
     /// What the kernel may cache.
     pub trusted: &'a Path,
+    /// The directory of the change log.
+    pub changes: &'a Path,
 }
 
 /// The file service of a node.
 pub struct Files {
     parts: Parts,
     /// Protects the open files and their journal. Never held across an await.
-    handles: Mutex<Handles>,
+    handles: Arc<Mutex<Handles>>,
+    log: Arc<ChangeLog>,
     caches: Arc<Caches>,
     /// Protects the set of lock owners of this node. Never held across an await.
     lock_owners: Mutex<LockOwners>,
@@ -97,10 +117,22 @@ impl Files {
     pub fn new(parts: Parts, kept: &Kept<'_>, fresh: bool) -> std::io::Result<Arc<Self>> {
         let (registry, notifier) = (parts.registry.clone(), parts.notifier.clone());
         let caches = Caches::new(parts.node, registry, notifier, parts.drops_names, kept.trusted)?;
+        let handles = Arc::new(Mutex::new(Handles::restore(kept.handles, fresh)?));
+        let log_parts = changelog::Parts {
+            node: parts.node,
+            registry: parts.registry.clone(),
+            replicas: parts.replicas.clone(),
+            client: parts.client.clone(),
+            proposer: parts.proposer.clone(),
+            patience: parts.patience,
+            handles: handles.clone(),
+        };
+        let log = ChangeLog::new(log_parts, kept.changes, fresh)?;
         Ok(Arc::new(Self {
             parts,
             caches,
-            handles: Mutex::new(Handles::restore(kept.handles, fresh)?),
+            handles,
+            log,
             lock_owners: Mutex::default(),
             ragged: Mutex::default(),
         }))
@@ -147,25 +179,64 @@ impl Files {
     }
 
     /// Looks at the tree and returns what was seen once it may be shown: everything that was
-    /// acknowledged before the call is in it, and nobody can see older things later. The look names the
-    /// inodes that it is about, and is told whether the kernel may be trusted with what it sees: not if
-    /// the answer has to wait.
+    /// acknowledged before the call is in it, and nobody can see older things later. `about`: the inodes that
+    /// the look is about. It is told whether the kernel may be trusted with what it sees: not if the answer
+    /// has to wait, for what is taken back meanwhile would have the kernel ignore the answer.
     async fn see<T>(
         &self,
         deadline: Instant,
-        look: impl Fn(&Tree, Trust) -> (T, [Ino; 2]),
+        about: impl Fn(&Tree) -> [Ino; 2],
+        look: impl Fn(&Tree, Trust) -> T,
     ) -> Result<T, FileError> {
         let registry = &self.parts.registry;
-        let (seen, inodes) = self.look(|tree| look(tree, Trust::Kernel));
-        if registry.holds_lease() && registry.unsettled(&inodes) == 0 {
+        self.log.resume(deadline).await?;
+        let seen = self.look(|tree| {
+            let (inodes, standing) = self.standing(tree, about(tree));
+            let shown = match standing {
+                Standing::Ours => true,
+                Standing::Theirs(_) => false,
+                Standing::Free => registry.unsettled(&inodes) == 0,
+            };
+            (shown && registry.holds_lease()).then(|| look(tree, Trust::Kernel))
+        });
+        if let Some(seen) = seen
+            && registry.holds_lease()
+        {
             return Ok(seen);
         }
-        if !registry.holds_lease() {
-            self.fresh(deadline).await?;
+        loop {
+            if !registry.holds_lease() {
+                self.fresh(deadline).await?;
+            }
+            let (seen, inodes, standing) = self.look(|tree| {
+                let (inodes, standing) = self.standing(tree, about(tree));
+                (look(tree, Trust::Nobody), inodes, standing)
+            });
+            match standing {
+                Standing::Theirs(holder) => self.log.recall(holder, &inodes, deadline).await?,
+                Standing::Free => {
+                    self.settled(&inodes, deadline).await?;
+                    return Ok(seen);
+                }
+                Standing::Ours => return Ok(seen),
+            }
         }
-        let (seen, inodes) = self.look(|tree| look(tree, Trust::Nobody));
-        self.settled(&inodes, deadline).await?;
-        Ok(seen)
+    }
+
+    /// Who alone may know what these inodes are now; and those of them that others may know, if any.
+    fn standing(&self, tree: &Tree, inodes: [Ino; 2]) -> ([Ino; 2], Standing) {
+        let node = self.parts.node;
+        let holders = inodes.map(|ino| tree.holder_of(ino));
+        if let Some(other) = holders.into_iter().flatten().find(|holder| *holder != node) {
+            return (inodes, Standing::Theirs(other));
+        }
+        match holders {
+            [Some(_), Some(_)] => (inodes, Standing::Ours),
+            // What is ours need not be settled with others.
+            [Some(_), None] => ([inodes[1]; 2], Standing::Free),
+            [None, Some(_)] => ([inodes[0]; 2], Standing::Free),
+            [None, None] => (inodes, Standing::Free),
+        }
     }
 
     /// Returns once no node can see what was before the changes of these inodes that are applied here.
@@ -179,7 +250,24 @@ impl Files {
 
     /// Looks at the tree as it is here now.
     fn look<T>(&self, look: impl FnOnce(&Tree) -> T) -> T {
+        self.parts.registry.read_tree(look)
+    }
+
+    /// Looks at what the registry has of it, without what is only here yet.
+    fn look_confirmed<T>(&self, look: impl FnOnce(&Tree) -> T) -> T {
         self.parts.registry.read(|state| look(state.tree()))
+    }
+
+    /// Keeps draining the change log. Ends when the caller drops it.
+    pub async fn drain_changes(&self) {
+        changelog::drain(self.log.clone()).await;
+    }
+
+    /// Drains the change log for the last time before the daemon goes, and gives the write lease back.
+    pub async fn hand_in(&self) {
+        if let Err(error) = self.log.hand_in(Instant::now() + HAND_IN_TIME).await {
+            tracing::warn!(%error, "what programs changed last stays here for the next daemon");
+        }
     }
 
     /// Proposes on behalf of the daemon itself rather than of a kernel call.
@@ -206,6 +294,8 @@ fn tree_outcome(reply: reply::Kind) -> Result<tree_reply::Outcome, FileError> {
 struct Call<'a> {
     files: &'a Files,
     unique: u64,
+    /// A former daemon was asked already.
+    resent: bool,
     step: AtomicU64,
     uid: u32,
     gid: u32,
@@ -228,12 +318,7 @@ impl Call<'_> {
         &self,
         command: tree_command::Command,
     ) -> Result<tree_reply::Outcome, FileError> {
-        let step = self.step.fetch_add(1, Ordering::Relaxed);
-        if step >= STEPS_MAX {
-            // The next id is another call's: its reply would be taken for this one's.
-            return Err(FileError::Strange);
-        }
-        let seq = self.unique * STEPS_MAX + step;
+        let seq = self.next_step()?;
         let id = RequestId { lane: self.files.parts.mount_lane, seq };
         let command = command::Kind::Tree(TreeCommand::from(command));
         let registry = &self.files.parts.registry;
@@ -243,26 +328,80 @@ impl Call<'_> {
         tree_outcome(reply)
     }
 
-    /// A change that programs see: returns once no node shows what was before it. A refusal tells
-    /// what is there, so that has to be seen by all, too.
+    /// The number of this call's next change.
+    fn next_step(&self) -> Result<u64, FileError> {
+        let step = self.step.fetch_add(1, Ordering::Relaxed);
+        if step >= STEPS_MAX {
+            // The next id is another call's: its reply would be taken for this one's.
+            return Err(FileError::Strange);
+        }
+        Ok(self.unique * STEPS_MAX + step)
+    }
+
+    /// A change that programs see: returns once no node shows what was before it.
     async fn change_seen(
         &self,
         command: tree_command::Command,
         inodes: [Ino; 2],
     ) -> Result<tree_reply::Outcome, FileError> {
-        let outcome = self.change(command).await;
-        if let Ok(_) | Err(FileError::Tree(_)) = &outcome {
-            self.files.settled(&inodes, self.deadline).await?;
+        match self.change_unheard(&command, &[]).await? {
+            Some(outcome) => Ok(outcome),
+            None => self.change_heard(command, Some(inodes)).await,
         }
-        outcome
     }
 
-    async fn see<T>(&self, look: impl Fn(&Tree, Trust) -> (T, [Ino; 2])) -> Result<T, FileError> {
-        self.files.see(self.deadline, look).await
+    /// A change that nobody else needs to hear of yet. None: there is none such.
+    async fn change_unheard(
+        &self,
+        command: &tree_command::Command,
+        drafts: &[Draft],
+    ) -> Result<Option<tree_reply::Outcome>, FileError> {
+        let seq = self.next_step()?;
+        let (log, deadline) = (&self.files.log, self.deadline);
+        let made = log.make(seq, self.resent, command, drafts, deadline).await?;
+        made.map(|reply| Ok(unum_core::tree::outcome(&reply)?.clone())).transpose()
+    }
+
+    /// A change that is a command to the registry, behind all that are pending here. With `shown`, returns
+    /// once no node shows what was before it; a refusal tells what is there, so that has to be seen by
+    /// all, too.
+    async fn change_heard(
+        &self,
+        command: tree_command::Command,
+        shown: Option<[Ino; 2]>,
+    ) -> Result<tree_reply::Outcome, FileError> {
+        loop {
+            let outcome = {
+                let _pass = self.files.log.pass(self.deadline).await?;
+                self.change(command.clone()).await
+            };
+            if let Err(FileError::Tree(TreeError::Held)) = outcome {
+                self.recall_for(&command).await?;
+                continue;
+            }
+            if let (Some(inodes), Ok(_) | Err(FileError::Tree(_))) = (shown, &outcome) {
+                self.files.settled(&inodes, self.deadline).await?;
+            }
+            return outcome;
+        }
+    }
+
+    /// Asks for the write leases that are in a command's way.
+    async fn recall_for(&self, command: &tree_command::Command) -> Result<(), FileError> {
+        let node = self.files.parts.node;
+        let held: Vec<(NodeId, Ino)> = self.files.look_confirmed(|tree| {
+            let touched = tree.touched(command).unwrap_or_default();
+            let holder = |ino| tree.holder_of(ino).filter(|holder| *holder != node);
+            touched.into_iter().filter_map(|ino| Some((holder(ino)?, ino))).collect()
+        });
+        for (holder, ino) in held {
+            self.files.log.recall(holder, &[ino], self.deadline).await?;
+        }
+        Ok(())
     }
 
     /// Looks at what is about this call's inode alone.
     async fn see_own<T>(&self, look: impl Fn(&Tree, Trust) -> T) -> Result<T, FileError> {
-        self.see(|tree, trust| (look(tree, trust), [self.ino; 2])).await
+        self.files.see(self.deadline, |_| [self.ino; 2], look).await
     }
 }

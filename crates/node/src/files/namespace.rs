@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use unum_core::tree::TreeError;
+use unum_core::tree::{Tree, TreeError};
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
@@ -25,17 +25,18 @@ use super::handles::{Handle, HandleId};
 
 impl Call<'_> {
     pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
+        let about = |tree: &Tree| [self.ino, tree.lookup(self.ino, name).unwrap_or(self.ino)];
         let (found, ttl) = self
-            .see(|tree, trust| {
+            .files
+            .see(self.deadline, about, |tree, trust| {
                 let found = tree.lookup(self.ino, name).and_then(|ino| tree.attributes(ino));
-                let child = found.as_ref().map_or(self.ino, |attributes| Ino(attributes.ino));
                 let ttl = match found {
                     Ok(_) | Err(TreeError::NotFound) => {
                         self.files.caches.trust_name(trust, self.ino, name)
                     }
                     Err(_) => Duration::ZERO,
                 };
-                ((found, ttl), [self.ino, child])
+                (found, ttl)
             })
             .await?;
         match found {
@@ -187,7 +188,8 @@ impl Call<'_> {
             linkable: flags & libc::O_EXCL as u32 == 0,
         };
         // Nobody else can see it.
-        let attributes = inode_of(self.change(Command::CreateUnnamed(unnamed)).await?)?;
+        let made = self.change_heard(Command::CreateUnnamed(unnamed), None).await?;
+        let attributes = inode_of(made)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
         Ok((entry(&attributes), opened))
     }
@@ -232,6 +234,8 @@ impl Call<'_> {
         let node = self.files.parts.node;
         let holds = |nodes: &[NodeId]| nodes.contains(&node);
         if self.look(|tree| holds(tree.holders(handle.ino))) {
+            // What was written through it comes first.
+            self.sync().await?;
             let release = ReleaseInodes { inos: vec![handle.ino.0] };
             self.files.change(Command::Release(release), self.deadline).await?;
         }
@@ -254,6 +258,7 @@ impl Call<'_> {
             rdev: 0,
             target: Bytes::new(),
             exclusive: true,
+            ino: 0,
         }
     }
 

@@ -25,6 +25,7 @@ impl Files {
         let call = Call {
             files: &self,
             unique: header.unique.0,
+            resent: header.resent,
             step: AtomicU64::new(0),
             uid: header.uid,
             gid: header.gid,
@@ -62,12 +63,11 @@ impl Call<'_> {
             O::Read { offset, size, .. } => finish(to, signal.or(read, self.read(offset, size)).await, |to, b| to.content(&b)),
             O::Write(write) => finish(to, signal.or(change, self.write(write)).await, |to, n| to.written(n)),
             O::Statfs => finish(to, signal.or(read, self.statfs()).await, |to, s| to.statfs(&s)),
-            O::Flush { lock_owner, .. } => finish(to, self.flush(lock_owner).await, |to, ()| to.ok()),
+            O::Flush { fh, lock_owner } => finish(to, self.flush(fh, lock_owner).await, |to, ()| to.ok()),
             O::Release(release) => finish(to, self.release(release).await, |to, ()| to.ok()),
             O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
-            // Whatever a call changed was durable when it returned.
-            O::Fsync { .. } | O::Fsyncdir { .. } => finish(to, signal.or(read, self.fsync()).await, |to, ()| to.ok()),
-            O::Syncfs => drop(to.ok()),
+            O::Fsync { fh, .. } | O::Fsyncdir { fh, .. } => finish(to, signal.or(read, self.fsync(fh)).await, |to, ()| to.ok()),
+            O::Syncfs => finish(to, signal.or(read, self.sync()).await, |to, ()| to.ok()),
             O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),
             O::Getxattr { name, size } => finish(to, signal.or(read, self.getxattr(&name, size)).await, sized(size)),
             O::Listxattr { size } => finish(to, signal.or(read, self.listxattr(size)).await, sized(size)),

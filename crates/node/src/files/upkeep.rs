@@ -18,6 +18,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, Write};
 
 use super::Files;
+use super::changelog;
 use super::content::{Plan, placed};
 use super::errno::FileError;
 use crate::tasks::{Stop, Tasks};
@@ -69,7 +70,8 @@ async fn until(stop: Stop, work: impl Future<Output = ()>) {
 /// What this node answers to the others.
 pub fn routes(files: &Arc<Files>) -> Router {
     let files = files.clone();
-    Router::new().call::<HeldInodesMethod>(move |_, request: HeldInodes| {
+    let log = changelog::routes(&files.log);
+    log.call::<HeldInodesMethod>(move |_, request: HeldInodes| {
         let files = files.clone();
         async move { answer_held(&files, request).await }
     })
@@ -88,7 +90,7 @@ async fn answer_held(files: &Files, request: HeldInodes) -> Result<HeldInodesRep
     fresh.map_err(|error| Status::internal(error.to_string()))?;
     let asked: Vec<Ino> = request.inodes.into_iter().take(INODES_MAX).map(Ino).collect();
     let (orphans, others): (Vec<Ino>, Vec<Ino>) =
-        files.look(|tree| asked.into_iter().partition(|ino| tree.is_orphan(*ino)));
+        files.look_confirmed(|tree| asked.into_iter().partition(|ino| tree.is_orphan(*ino)));
     let held = files.held(orphans).into_iter().chain(others).map(|ino| ino.0).collect();
     Ok(HeldInodesReply { held })
 }
@@ -118,7 +120,7 @@ async fn watch_orphans(files: Arc<Files>) {
 }
 
 fn open_orphans(files: &Files, seen: Option<u64>) -> (Vec<Ino>, Option<u64>) {
-    let new: Vec<(u64, Ino)> = files.look(|tree| tree.orphans_after(seen).collect());
+    let new: Vec<(u64, Ino)> = files.look_confirmed(|tree| tree.orphans_after(seen).collect());
     let last = new.last().map(|(sequence, _)| *sequence);
     (files.held(new.into_iter().map(|(_, ino)| ino)), last)
 }
@@ -181,7 +183,7 @@ fn leftovers(files: &Files) -> BTreeSet<Leftover> {
 async fn reap(files: Arc<Files>, cluster: Arc<dyn Cluster>, client: Client) {
     let mut applied = files.parts.registry.watch();
     loop {
-        let none = files.look(|tree| tree.orphans_after(None).next().is_none());
+        let none = files.look_confirmed(|tree| tree.orphans_after(None).next().is_none());
         if none && applied.changed().await.is_err() {
             return;
         }
@@ -190,7 +192,7 @@ async fn reap(files: Arc<Files>, cluster: Arc<dyn Cluster>, client: Client) {
             continue;
         }
         let now = crate::registry::system_clock()();
-        let candidates = files.look(|tree| tree.reapable(now, INODES_MAX));
+        let candidates = files.look_confirmed(|tree| tree.reapable(now, INODES_MAX));
         if candidates.is_empty() {
             continue;
         }
@@ -250,7 +252,11 @@ async fn lay_out_anew(files: Arc<Files>) {
 async fn lay_out(files: &Files, ino: Ino, start: u64) -> Result<(), FileError> {
     let deadline = files.deadline();
     files.fresh(deadline).await?;
-    let plan = files.look(|tree| Plan::of(tree, ino, start, CHUNK_SIZE_MAX as u64))?;
+    if files.look_confirmed(|tree| tree.holder_of(ino).is_some()) {
+        files.note_ragged(ino, start);
+        return Ok(());
+    }
+    let plan = files.look_confirmed(|tree| Plan::of(tree, ino, start, CHUNK_SIZE_MAX as u64))?;
     if plan.has_holes() {
         // A hole would be filled: sparse files stay as they are.
         return Ok(());

@@ -491,7 +491,8 @@ impl Guard for Authority {
     fn is_free(&self, method: &str) -> bool {
         match method.split_once('.') {
             Some(("registry", verb)) => verb != "tell",
-            Some(("membership" | "cluster" | "file", _)) => true,
+            Some(("file", verb)) => verb != "give-back",
+            Some(("membership" | "cluster", _)) => true,
             Some(("host", verb)) => matches!(verb, "recall" | "renew" | "release"),
             _ => false,
         }

@@ -15,6 +15,7 @@ use openraft::{AsyncRuntime, OptionalSend, Snapshot};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 use unum_core::registry::{History, State};
+use unum_core::tree::{Local, Pending, Tree};
 use unum_proto::registry as wire;
 
 use super::leases::Leases;
@@ -29,11 +30,50 @@ use super::types::{
 };
 
 /// The registry as far as it is applied here.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Applied {
     pub state: State,
     pub last: Option<LogId>,
     pub membership: StoredMembership,
+    /// What this node changed in the file tree and the log does not have yet.
+    pub local: Option<Local>,
+    /// What it had changed so when its write lease was ended.
+    pub lost: Vec<Pending>,
+}
+
+impl Applied {
+    /// What the log made: a copy without what is only here.
+    pub fn confirmed(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+            last: self.last,
+            membership: self.membership.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// The file tree as programs of this node see it.
+    pub fn tree(&self) -> &Tree {
+        self.local.as_ref().map_or(self.state.tree(), Local::tree)
+    }
+
+    fn execute(&mut self, batch: &wire::Batch) -> Vec<Bytes> {
+        self.state.record_tree(self.local.is_some());
+        let replies = self.state.execute(batch);
+        let executed = self.state.take_executed();
+        self.keep_local(|local, tree| local.follow(tree, executed));
+        replies
+    }
+
+    /// `follow`: whether the local view is good still.
+    fn keep_local(&mut self, follow: impl FnOnce(&mut Local, &Tree) -> bool) {
+        let Some(mut local) = self.local.take() else { return };
+        if !follow(&mut local, self.state.tree()) {
+            self.lost.extend(local.pending().iter().cloned());
+        } else if !local.pending().is_empty() {
+            self.local = Some(local);
+        }
+    }
 }
 
 /// One entry as it was applied, for whoever watches.
@@ -96,7 +136,7 @@ impl Shared {
         let _ = woken.await;
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Applied> {
+    pub fn write(&self) -> RwLockWriteGuard<'_, Applied> {
         self.applied.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -146,7 +186,7 @@ impl<RT: AsyncRuntime> Machine<RT> {
                 applied.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
             let replies = match &batch {
-                Some(batch) => applied.state.execute(batch),
+                Some(batch) => applied.execute(batch),
                 None => Vec::new(),
             };
             if self.mutation == Mutation::ForgetReplies {
@@ -202,7 +242,7 @@ impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine<RT> {
 
     async fn get_snapshot_builder(&mut self) -> Builder<RT> {
         Builder {
-            applied: self.shared.read().clone(),
+            applied: self.shared.read().confirmed(),
             snapshots: self.snapshots.clone(),
             current: self.current.clone(),
             offload: self.offload,
@@ -220,6 +260,7 @@ impl<RT: AsyncRuntime> RaftStateMachine<Types<RT>> for Machine<RT> {
         let index = {
             let mut applied = self.shared.write();
             applied.state = loaded.state;
+            applied.keep_local(Local::replaced);
             applied.last = meta.last_log_id;
             applied.membership = meta.last_membership.clone();
             let (index, term) = meta.last_log_id.map_or((0, 0), |id| (id.index, id.leader_id.term));
@@ -279,7 +320,11 @@ pub fn applied_from(
     state: State,
 ) -> Result<(Applied, SnapshotMeta), super::types::Malformed> {
     let meta = meta_from_wire(head)?;
-    let applied =
-        Applied { state, last: meta.last_log_id, membership: meta.last_membership.clone() };
+    let applied = Applied {
+        state,
+        last: meta.last_log_id,
+        membership: meta.last_membership.clone(),
+        ..Applied::default()
+    };
     Ok((applied, meta))
 }

@@ -45,6 +45,7 @@ use openraft::{AsyncRuntime, Instant};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use unum_core::registry::{Refused, State};
+use unum_core::tree::{Local, Pending, Tree};
 use unum_net::Departures;
 use unum_proto::ids::{Epoch, Ino, NodeId, RequestId};
 use unum_proto::registry::{self as wire, Command, reply};
@@ -279,7 +280,35 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         look(&self.core.shared.read().state)
     }
 
+    /// Reads the file tree as programs of this node see it: with what they changed and the log does not
+    /// have yet.
+    pub fn read_tree<T>(&self, look: impl FnOnce(&Tree) -> T) -> T {
+        look(self.core.shared.read().tree())
+    }
+
+    /// Looks at what this node changed and the log does not have yet.
+    pub fn read_local<T>(&self, look: impl FnOnce(Option<&Local>) -> T) -> T {
+        look(self.core.shared.read().local.as_ref())
+    }
+
+    /// Changes that: the closure gets the confirmed tree, too. Nothing is applied or read meanwhile.
+    pub fn with_local<T>(&self, change: impl FnOnce(&Tree, &mut Option<Local>) -> T) -> T {
+        let mut applied = self.core.shared.write();
+        let applied = &mut *applied;
+        change(applied.state.tree(), &mut applied.local)
+    }
+
+    /// Takes what this node had changed when its write lease was ended: it is lost.
+    pub fn take_lost(&self) -> Vec<Pending> {
+        std::mem::take(&mut self.core.shared.write().lost)
+    }
+
     /// The log index up to which this node has applied.
+    pub fn applied(&self) -> u64 {
+        self.core.shared.index()
+    }
+
+    /// The same, as it grows.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.core.shared.watch()
     }

@@ -17,6 +17,10 @@ pub enum Mutation {
     NoRollCall,
     /// A new leader does not wait for the read leases that former ones gave.
     ForgetFormerLeases,
+    /// A new leader takes one voter's word for when former ones were heard last.
+    TrustOne,
+    /// For a while after a majority answered it, a leader gives whole leases, as if none could follow it.
+    OutliveProof,
     /// A leader renews read leases though no majority answers it.
     RenewWithoutQuorum,
     /// A reader does not wait until what it shows is stable.

@@ -13,7 +13,9 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{AsyncRuntime, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::{
+    AsyncRuntime, EntryPayload, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2,
+};
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
@@ -125,6 +127,11 @@ impl<RT: AsyncRuntime> RaftNetworkV2<Types<RT>> for Peer<RT> {
     ) -> Result<AppendEntriesResponse<Types<RT>>, RPCError<Types<RT>>> {
         let leases = &self.network.leases;
         let term = rpc.vote.leader_id.term;
+        for entry in &rpc.entries {
+            if let EntryPayload::Membership(membership) = &entry.payload {
+                leases.configured(term, entry.log_id.index, membership.get_joint_config());
+            }
+        }
         let sent = leases.sending();
         let call = Call::Append(wire::AppendRequest {
             renewal: leases.renewal(term, self.to),

@@ -14,7 +14,7 @@ use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
 use super::barrier::{self, Confirmed, confirmed_to_wire};
-use super::leases::{self, Lead, Leases};
+use super::leases::{self, Lead, Leases, Voters};
 use super::limits::{BATCH_COMMANDS_MAX, COMMAND_BYTES_MAX, FORWARD_TIMEOUT};
 use super::log::LogView;
 use super::machine::{Machine, Shared};
@@ -27,7 +27,7 @@ use super::snapshots::{SnapshotFile, Snapshots};
 use super::suspicion::Suspicion;
 use super::transport::{Answer, Call, Transport, Unreached};
 use super::types::{
-    Entry, LogId, Malformed, Types, entry_from_wire, log_id_from_wire, log_id_to_wire,
+    Entry, LogId, Malformed, Types, Vote, entry_from_wire, log_id_from_wire, log_id_to_wire,
     meta_from_wire, vote_from_wire, vote_to_wire,
 };
 use crate::store::disk::{DiskError, DiskFile};
@@ -111,11 +111,17 @@ impl<RT: AsyncRuntime> Core<RT> {
         }
         let term = metrics.vote.leader_id.term;
         let membership = metrics.membership_config.membership();
-        let voters = membership.get_joint_config().clone();
+        let configured = metrics.membership_config.log_id();
+        let voters = Voters {
+            term: configured.map_or(0, |id| id.leader_id.term),
+            at: configured.map_or(0, |id| id.index),
+            sets: membership.get_joint_config().clone(),
+        };
         let committed = metrics.committed_membership_config.membership();
         let holders = committed.nodes().map(|(id, _)| *id).collect();
+        let settled = metrics.membership_config == metrics.committed_membership_config;
         let last = self.log.last().map_or(0, |id| id.index);
-        self.leases.lead(Lead { term, voters, holders, last }, || {
+        self.leases.lead(Lead { term, voters, settled, holders, last }, || {
             // Some of them may have been admitted by entries that are not applied here yet.
             let applied = self.shared.read();
             let role = |id: NodeId| applied.state.nodes().get(id).map(|node| node.role);
@@ -161,14 +167,17 @@ impl<RT: AsyncRuntime> Core<RT> {
         let entries = entries?;
         let prev_log_id = request.previous.map(log_id_from_wire);
         check_order(prev_log_id, &entries)?;
+        let vote: Vote = vote_from_wire(request.vote)?;
+        let term = vote.leader_id.term;
         let request = AppendEntriesRequest {
-            vote: vote_from_wire(request.vote)?,
+            vote,
             prev_log_id,
             entries,
             leader_commit: request.leader_commit.map(log_id_from_wire),
         };
         // Consensus restarts its election timer later than now, never earlier.
         let came = RT::Instant::now();
+        self.leases.heard(term);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         let mut reply = wire::AppendReply::default();
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
@@ -179,6 +188,7 @@ impl<RT: AsyncRuntime> Core<RT> {
             if let Some((mark, confirmed)) = self.leases.mark() {
                 (reply.mark, reply.confirmed) = (Some(mark), confirmed);
             }
+            reply.former_ns = self.leases.former_ns(term);
         }
         let outcome = match response {
             AppendEntriesResponse::Success => wire::AppendOutcome::Success,
@@ -214,6 +224,9 @@ impl<RT: AsyncRuntime> Core<RT> {
             true => self.raft.pre_vote(request).await.map_err(stopped)?,
             false => self.raft.vote(request).await.map_err(stopped)?,
         };
+        if response.vote_granted && !pre {
+            self.leases.voted(response.vote.leader_id.term);
+        }
         Ok(wire::VoteReply {
             vote: Some(vote_to_wire(response.vote)),
             granted: response.vote_granted,
@@ -268,9 +281,10 @@ impl<RT: AsyncRuntime> Core<RT> {
         from: NodeId,
         piece: wire::SnapshotPiece,
     ) -> Result<wire::SnapshotReply, Unanswered> {
-        let vote = vote_from_wire(piece.vote)?;
+        let vote: Vote = vote_from_wire(piece.vote)?;
         let head = piece.head.as_ref().ok_or(Malformed("snapshot head"))?;
         let meta = meta_from_wire(head)?;
+        self.leases.heard(vote.leader_id.term);
         let Some((next, complete)) = self.take_piece(from, &piece)? else {
             return Err(Unanswered::Snapshot("it came in the wrong order".into()));
         };

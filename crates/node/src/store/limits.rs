@@ -22,7 +22,8 @@ pub const CHUNK_BLOCK_BYTES: usize = 64 << 10;
 pub const CHUNK_SEGMENT_BYTES: u64 = 64 << 20;
 /// The most one group of chunk changes may hold: one write, one sync.
 pub const CHUNK_GROUP_BYTES_MAX: usize = 8 << 20;
-/// Changes that may wait for the chunk writer; beyond them the callers wait.
+/// Requests that may wait for the chunk writer, each with one change or with several; beyond them the
+/// callers wait.
 pub const CHUNK_QUEUE_MAX: usize = 64;
 /// Bytes of chunks that may wait for the chunk writer.
 pub const CHUNK_QUEUE_BYTES_MAX: usize = 32 << 20;

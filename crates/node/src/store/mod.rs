@@ -8,7 +8,7 @@
 
 pub mod chunks;
 pub mod disk;
-mod fields;
+pub(crate) mod fields;
 pub mod journal;
 pub mod limits;
 

@@ -61,7 +61,7 @@ fn chunk() -> impl Strategy<Value = NewChunk> {
     })
 }
 
-fn namespace_command() -> BoxedStrategy<Command> {
+pub(super) fn namespace_command() -> BoxedStrategy<Command> {
     let create = (ino(), name(), choice(), any::<u32>(), 0..3_u32, name(), any::<bool>());
     let create = create.prop_map(|(parent, name, kind, mode, uid, target, exclusive)| {
         let gid = if uid == 2 { u32::MAX } else { uid };
@@ -75,6 +75,7 @@ fn namespace_command() -> BoxedStrategy<Command> {
             rdev: mode,
             target,
             exclusive,
+            ino: 0,
         })
     });
     prop_oneof![
@@ -101,7 +102,7 @@ fn new_time() -> impl Strategy<Value = Option<NewTime>> {
     proptest::option::of(value.prop_map(|value| NewTime { value }))
 }
 
-fn inode_command() -> BoxedStrategy<Command> {
+pub(super) fn inode_command() -> BoxedStrategy<Command> {
     use proptest::option::of;
     let set = (ino(), of(any::<u32>()), of(0..9_u32), of(number()), new_time(), any::<bool>());
     let set = set.prop_map(|(ino, mode, uid, size, mtime, kill_privileges)| {
@@ -171,7 +172,7 @@ fn range() -> impl Strategy<Value = Option<LockRange>> {
     proptest::option::weighted(0.95, range)
 }
 
-fn shared_command() -> BoxedStrategy<Command> {
+pub(super) fn shared_command() -> BoxedStrategy<Command> {
     let waiter = proptest::option::of(0..9_u64);
     let lock = (ino(), range(), any::<bool>(), any::<u32>(), waiter);
     let lock = lock.prop_map(|(ino, range, exclusive, pid, waiter)| {

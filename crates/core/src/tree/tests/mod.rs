@@ -2,6 +2,7 @@
 
 mod anything;
 mod content;
+mod leases;
 mod locks;
 mod model;
 mod namespace;
@@ -80,6 +81,7 @@ impl World {
             rdev: 0,
             target: if kind == Kind::Symlink { bytes("target") } else { Bytes::new() },
             exclusive: true,
+            ino: 0,
         };
         self.run(Command::Create(create)).map(|outcome| inode_of(&outcome))
     }

@@ -296,3 +296,28 @@ fn times_follow_names() {
     assert_eq!(times(&world, f), (1002, 1002, 1005, 1002));
     assert_eq!(times(&world, ROOT).1, 1005);
 }
+
+#[test]
+fn what_is_made_in_a_directory_gets_its_class() {
+    let class = |world: &World, ino| world.tree.xattr(ino, b"user.unum.class").map(<[u8]>::to_vec);
+    let mut world = World::new();
+    let d = world.create(ROOT, "d", Kind::Directory).unwrap();
+    assert_eq!(class(&world, d), Ok(b"posix".to_vec()));
+    let set = |value: &str| {
+        let (name, value) = (bytes("user.unum.class"), bytes(value));
+        Command::SetXattr(SetXattr { ino: d.0, name, value, mode: 0 })
+    };
+    assert_eq!(world.run(set("loose")), Err(TreeError::Invalid));
+    world.run(set("strict")).unwrap();
+    let below = world.create(d, "below", Kind::Directory).unwrap();
+    let file = world.create(below, "file", Kind::Regular).unwrap();
+    assert_eq!(class(&world, file), Ok(b"strict".to_vec()));
+    assert_eq!(
+        world.tree.xattr_names(file).unwrap().count(),
+        0,
+        "copied files keep their own class"
+    );
+    let remove = RemoveXattr { ino: file.0, name: bytes("user.unum.class") };
+    world.run(Command::RemoveXattr(remove)).unwrap();
+    assert_eq!(class(&world, file), Ok(b"posix".to_vec()));
+}

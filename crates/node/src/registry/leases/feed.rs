@@ -46,11 +46,14 @@ impl<RT: AsyncRuntime> Leases<RT> {
     pub fn applied(&self, index: u64, term: u64, changes: Vec<Change>) {
         let mut inner = self.inner();
         let inner = &mut *inner;
-        inner.obey(term);
+        inner.obey(term, self.now());
         inner.feed.index = index;
         if inner.feed.on {
             for change in &changes {
-                inner.unsettled.changed(index, inode_of(change));
+                match inode_of(change) {
+                    Some(ino) => inner.unsettled.changed(index, ino),
+                    None => inner.unsettled.all_changed(index),
+                }
             }
             inner.feed.add(changes);
             if inner.feed.is_idle() {
@@ -66,7 +69,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
     /// The state was replaced as a whole.
     pub fn replaced(&self, index: u64, term: u64) {
         let mut inner = self.inner();
-        inner.obey(term);
+        inner.obey(term, self.now());
         inner.feed.index = index;
         if inner.feed.on {
             inner.unsettled.all_changed(index);
@@ -79,9 +82,11 @@ impl<RT: AsyncRuntime> Leases<RT> {
     }
 }
 
-fn inode_of(change: &Change) -> Ino {
+/// The inode that a change is about. None: it may be any.
+fn inode_of(change: &Change) -> Option<Ino> {
     match change.what {
-        What::Inode(ino) | What::Name(ino, _) => ino,
+        What::Inode(ino) | What::Name(ino, _) | What::Covered(ino) => Some(ino),
+        What::Fenced => None,
     }
 }
 

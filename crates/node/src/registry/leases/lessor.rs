@@ -4,27 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::AsyncRuntime;
-use unum_core::lease::Lessor;
+use unum_core::lease::{Former, Lessor};
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
 use super::{Inner, Leases, Mutation, mark_from_wire, mark_to_wire};
+
+/// For how long a planted flaw has leases given without proof.
+const PLANTED_PROOF_AGE: Duration = Duration::from_millis(256);
 
 pub(super) struct Leading {
     pub term: u64,
     pub lessor: Lessor,
     /// When the newest message was sent that a member has answered.
     pub answered: BTreeMap<NodeId, Duration>,
-    /// Each configuration that a majority is needed of.
-    pub voters: Vec<BTreeSet<NodeId>>,
+    pub voters: Voters,
     /// Who may get a lease.
     pub holders: BTreeSet<NodeId>,
+}
+
+/// Who votes, by an entry of the log.
+pub struct Voters {
+    pub term: u64,
+    pub at: u64,
+    /// Each set that a majority is needed of.
+    pub sets: Vec<BTreeSet<NodeId>>,
 }
 
 /// What a leader's lessor begins with.
 pub struct Lead {
     pub term: u64,
-    pub voters: Vec<BTreeSet<NodeId>>,
+    pub voters: Voters,
+    /// The voters are committed.
+    pub settled: bool,
     /// The members by what is committed: the next leader knows of them, and waits for them.
     pub holders: BTreeSet<NodeId>,
     /// The end of the log.
@@ -37,27 +49,63 @@ impl<RT: AsyncRuntime> Leases<RT> {
         let now = self.now();
         let mut inner = self.inner();
         let inner = &mut *inner;
+        if lead.term < inner.heard.term() {
+            // What consensus told is old.
+            return;
+        }
+        inner.obey(lead.term, now);
         match &mut inner.leading {
-            Some(leading) if leading.term == lead.term => {
-                (leading.voters, leading.holders) = (lead.voters, lead.holders);
+            Some(leading) => {
+                leading.configured(lead.voters);
+                leading.holders = lead.holders;
             }
-            leading => {
+            None => {
                 let waited_for = match self.mutation {
                     Mutation::ForgetFormerLeases => Vec::new(),
                     _ => members(),
                 };
-                let lessor = Lessor::new(now, waited_for, lead.last);
-                let answered = BTreeMap::new();
-                let (term, voters, holders) = (lead.term, lead.voters, lead.holders);
-                *leading = Some(Leading { term, lessor, answered, voters, holders });
+                let heard = inner.heard.before_leading(lead.term);
+                let lessor = Lessor::new(now, self.former(&lead, heard), waited_for, lead.last);
+                inner.leading = Some(Leading {
+                    term: lead.term,
+                    lessor,
+                    answered: BTreeMap::new(),
+                    voters: lead.voters,
+                    holders: lead.holders,
+                });
             }
         }
         self.answer_own(inner, now);
         self.advance(inner);
     }
 
+    /// What a new leader knows of former ones.
+    fn former(&self, lead: &Lead, heard: Option<Duration>) -> Former {
+        match heard {
+            // Otherwise its voters may not be those of its election.
+            Some(heard) if lead.settled && lead.voters.term < lead.term => {
+                let (own, heard) = match self.mutation {
+                    // Its own word does not count either.
+                    Mutation::TrustOne => (NodeId(0), Duration::ZERO),
+                    _ => (self.own, heard),
+                };
+                Former::new(own, heard, lead.voters.sets.clone())
+            }
+            _ => Former::default(),
+        }
+    }
+
+    /// An entry with other voters is about to be sent by the leader of this term.
+    pub fn configured(&self, term: u64, at: u64, sets: &[BTreeSet<NodeId>]) {
+        let mut inner = self.inner();
+        if let Some(leading) = inner.leading.as_mut().filter(|leading| leading.term == term) {
+            leading.configured(Voters { term, at, sets: sets.to_vec() });
+        }
+    }
+
     pub fn follow(&self) {
-        self.inner().leading = None;
+        let now = self.now();
+        self.inner().resign_lead(now);
     }
 
     pub fn awaits_former(&self) -> bool {
@@ -71,7 +119,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
         let now = self.now();
         let inner = self.inner();
         let leading = inner.leading.as_ref().filter(|leading| leading.term == term)?;
-        let quorum_at = leading.quorum_at(self.own, now, self.mutation);
+        let quorum_at = leading.quorum_at(self.own, now, self.mutation)?;
         leading.lessor.renewal(now, to, quorum_at).map(mark_to_wire)
     }
 
@@ -93,19 +141,26 @@ impl<RT: AsyncRuntime> Leases<RT> {
         if leading.holders.contains(&from) {
             leading.lessor.answered(now, from, reply.mark.map(mark_from_wire), reply.confirmed);
         }
+        if let Some(ago) = reply.former_ns {
+            let at = now.saturating_sub(Duration::from_nanos(ago));
+            if leading.heard_former(from, at, self.mutation) {
+                // Who waits for the end of a former leader's leases waits too long.
+                self.stable.stir();
+            }
+        }
         self.answer_own(inner, now);
         self.advance(inner);
     }
 
     /// The leader is a holder like all others; what it hears from a majority is its own renewal.
     pub(super) fn answer_own(&self, inner: &mut Inner, now: Duration) {
-        let Some(leading) = &inner.leading else { return };
-        let quorum_at = leading.quorum_at(self.own, now, self.mutation);
-        let Some(mark) = inner.mark(now, quorum_at) else { return };
+        let Some(mark) = inner.mark(now) else { return };
         let confirmed = inner.holder.confirmed().unwrap_or(0);
         let Some(leading) = &mut inner.leading else { return };
+        let quorum_at = leading.quorum_at(self.own, now, self.mutation);
         leading.lessor.answered(now, self.own, Some(mark), confirmed);
-        if let Some(mark) = leading.lessor.renewal(now, self.own, quorum_at) {
+        let renewal = quorum_at.and_then(|at| leading.lessor.renewal(now, self.own, at));
+        if let Some(mark) = renewal {
             inner.holder.renew(mark);
         }
     }
@@ -127,20 +182,45 @@ impl<RT: AsyncRuntime> Leases<RT> {
 }
 
 impl Leading {
-    /// When messages were sent that a majority of each configuration has answered.
-    fn quorum_at(&self, own: NodeId, now: Duration, mutation: Mutation) -> Duration {
-        if mutation == Mutation::RenewWithoutQuorum {
-            return now;
+    /// The newest voters count. Entries may be sent again.
+    fn configured(&mut self, voters: Voters) {
+        if voters.at >= self.voters.at {
+            self.voters = voters;
         }
+    }
+
+    fn heard_former(&mut self, from: NodeId, at: Duration, mutation: Mutation) -> bool {
+        if mutation == Mutation::TrustOne {
+            let voters = self.voters.sets.iter().flatten();
+            return voters
+                .fold(false, |sooner, voter| sooner | self.lessor.heard_former(*voter, at));
+        }
+        self.lessor.heard_former(from, at)
+    }
+
+    /// When messages were sent that a majority of each configuration has answered: what shows that
+    /// this node leads, and what leases are given by. None: there are none.
+    fn quorum_at(&self, own: NodeId, now: Duration, mutation: Mutation) -> Option<Duration> {
+        let quorum_at = self.answered_by_majority(own, now);
+        let fresh = quorum_at.is_some_and(|at| now < at + PLANTED_PROOF_AGE);
+        match mutation {
+            Mutation::RenewWithoutQuorum => Some(now),
+            Mutation::OutliveProof if fresh => Some(now),
+            _ => quorum_at,
+        }
+    }
+
+    fn answered_by_majority(&self, own: NodeId, now: Duration) -> Option<Duration> {
         let at = |node: &NodeId| match *node == own {
-            true => now,
-            false => self.answered.get(node).copied().unwrap_or_default(),
+            true => Some(now),
+            false => self.answered.get(node).copied(),
         };
         let majority_at = |voters: &BTreeSet<NodeId>| {
-            let mut times: Vec<Duration> = voters.iter().map(at).collect();
+            let mut times: Vec<Duration> = voters.iter().filter_map(at).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
-            times.get(voters.len() / 2).copied().unwrap_or_default()
+            times.get(voters.len() / 2).copied()
         };
-        self.voters.iter().map(majority_at).min().unwrap_or_default()
+        let times: Option<Vec<Duration>> = self.voters.sets.iter().map(majority_at).collect();
+        times?.into_iter().min()
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use openraft::{AsyncRuntime, Instant};
 use tokio::sync::{Notify, watch};
-use unum_core::lease::{Holder, LEASE, Mark};
+use unum_core::lease::{Heard, Holder, LEASE, Mark};
 use unum_proto::ids::NodeId;
 use unum_proto::registry as wire;
 
@@ -31,7 +31,7 @@ use unsettled::Unsettled;
 use watermark::Watermark;
 
 pub use feed::{Changed, Feed};
-pub use lessor::Lead;
+pub use lessor::{Lead, Voters};
 pub use stability::{answer, ask_for_stability, resign};
 
 /// What a moment may be off when it is told by a clock of another speed.
@@ -55,6 +55,7 @@ struct Inner {
     holder: Holder,
     feed: FeedState,
     unsettled: Unsettled,
+    heard: Heard,
     leading: Option<Leading>,
 }
 
@@ -65,6 +66,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
             holder: Holder::new(life),
             feed,
             unsettled: Unsettled::default(),
+            heard: Heard::default(),
             leading: None,
         };
         Self {
@@ -107,10 +109,31 @@ impl<RT: AsyncRuntime> Leases<RT> {
         self.inner().holder.renew(mark_from_wire(mark));
     }
 
+    /// A leader's message came. To be told before consensus sees it.
+    pub fn heard(&self, term: u64) {
+        let now = self.now();
+        let mut inner = self.inner();
+        inner.obey(term, now);
+        inner.heard.leader(term, now);
+    }
+
+    /// Consensus has voted. To be told before the candidate is.
+    pub fn voted(&self, term: u64) {
+        let now = self.now();
+        self.inner().obey(term, now);
+    }
+
+    /// For the answer to a message of the leader that is followed: how long ago an earlier one was heard.
+    pub fn former_ns(&self, term: u64) -> Option<u64> {
+        let (now, inner) = (self.now(), self.inner());
+        let at = inner.heard.before(term)?;
+        Some(now.saturating_sub(at).as_nanos() as u64)
+    }
+
     /// For the answer to a message of the leader.
     pub fn mark(&self) -> Option<(wire::LeaseMark, u64)> {
         let (now, inner) = (self.now(), self.inner());
-        let mark = inner.mark(now, now)?;
+        let mark = inner.mark(now)?;
         Some((mark_to_wire(mark), inner.holder.confirmed()?))
     }
 
@@ -138,15 +161,25 @@ impl<RT: AsyncRuntime> Leases<RT> {
 
 impl Inner {
     /// A node whose caches do not keep up holds up the changes of all others: it shall have no lease.
-    fn mark(&self, now: Duration, at: Duration) -> Option<Mark> {
+    fn mark(&self, now: Duration) -> Option<Mark> {
         let keeps_up = self.feed.since.is_none_or(|since| now < since + LEASE);
-        self.holder.mark(at).filter(|_| keeps_up)
+        self.holder.mark(now).filter(|_| keeps_up)
     }
 
-    /// What is applied here was written by the leader of this term. If that is a later one, this
-    /// node leads no more, and what it knows of holders says nothing about these entries.
-    fn obey(&mut self, term: u64) {
-        self.leading.take_if(|leading| leading.term < term);
+    /// This term has begun. If that is a later one, this node leads no more: it gives no leases, and
+    /// what it knows of holders says nothing about the entries of that term.
+    fn obey(&mut self, term: u64, now: Duration) {
+        if self.leading.as_ref().is_some_and(|leading| leading.term < term) {
+            self.resign_lead(now);
+        }
+        self.heard.begin(term);
+    }
+
+    /// A leader has heard itself as long as it led.
+    fn resign_lead(&mut self, now: Duration) {
+        if let Some(leading) = self.leading.take() {
+            self.heard.leader(leading.term, now);
+        }
     }
 }
 

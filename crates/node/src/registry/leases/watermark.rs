@@ -28,6 +28,11 @@ impl Watermark {
         risen
     }
 
+    /// Whoever waits looks again how long.
+    pub fn stir(&self) {
+        self.risen.notify_waiters();
+    }
+
     /// Completes when it rises after this call.
     pub fn risen(&self) -> Notified<'_> {
         self.risen.notified()

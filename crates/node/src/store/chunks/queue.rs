@@ -1,8 +1,8 @@
 //! The chunk store for many tasks at once: a thread writes, and whatever waits when a sync ends
 //! goes into the next groups.
 //!
-//! Invariants: changes take effect in the order in which they were queued; what waits is bounded in
-//! number and in bytes; a caller that goes away takes nothing back.
+//! Invariants: changes take effect in the order in which they were queued; requests that wait are bounded
+//! in number and in bytes; a caller that goes away takes nothing back.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,11 +43,13 @@ impl Drop for Joined {
 }
 
 struct Request {
-    change: Change,
-    done: oneshot::Sender<Result<(), ChunkError>>,
-    /// The bytes that the change takes in the queue.
+    changes: Vec<Change>,
+    done: oneshot::Sender<Vec<Outcome>>,
+    /// The bytes that the changes take in the queue.
     _room: OwnedSemaphorePermit,
 }
+
+type Outcome = Result<(), ChunkError>;
 
 impl ChunkQueue {
     pub fn start(store: Arc<ChunkStore>) -> std::io::Result<Self> {
@@ -72,12 +74,35 @@ impl ChunkQueue {
         content: Bytes,
         hash: blake3::Hash,
     ) -> Result<(), ChunkError> {
-        let draft = if content.len() <= HASH_INLINE_BYTES_MAX {
-            Draft::new(chunk, content, &hash)?
-        } else {
-            aside(move || Draft::new(chunk, content, &hash)).await?
+        one(self.put_all(vec![(chunk, content, hash)]).await)
+    }
+
+    /// Stores chunks with as few syncs as their size allows and tells the outcome of each, in order.
+    pub async fn put_all(
+        &self,
+        puts: Vec<(ChunkId, Bytes, blake3::Hash)>,
+    ) -> Vec<Result<(), ChunkError>> {
+        let count = puts.len();
+        let bytes: usize = puts.iter().map(|(_, content, _)| content.len()).sum();
+        let check = move || {
+            let drafts =
+                puts.into_iter().map(|(chunk, content, hash)| Draft::new(chunk, content, &hash));
+            drafts.collect::<Vec<_>>()
         };
-        self.change(Change::Put(draft)).await
+        let drafts = match bytes <= HASH_INLINE_BYTES_MAX {
+            true => check(),
+            false => aside(|| Ok(check())).await.unwrap_or_else(|error| vec![Err(error); count]),
+        };
+        let mut changes = Vec::with_capacity(count);
+        let checked: Vec<Outcome> = drafts
+            .into_iter()
+            .map(|draft| draft.map(|draft| changes.push(Change::Put(draft))))
+            .collect();
+        let mut outcomes = self.change_all(changes).await.into_iter();
+        let outcome = |checked: Outcome| {
+            checked.and_then(|()| outcomes.next().unwrap_or(Err(ChunkError::Stopped)))
+        };
+        checked.into_iter().map(outcome).collect()
     }
 
     /// Deletes a chunk; deleting what is not there is no error.
@@ -127,14 +152,35 @@ impl ChunkQueue {
     }
 
     async fn change(&self, change: Change) -> Result<(), ChunkError> {
-        let bytes = change.span() as u32;
+        one(self.change_all(vec![change]).await)
+    }
+
+    async fn change_all(&self, changes: Vec<Change>) -> Vec<Outcome> {
+        let count = changes.len();
+        match self.queue(changes).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => vec![Err(error); count],
+        }
+    }
+
+    async fn queue(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, ChunkError> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes: usize = changes.iter().map(Change::span).sum();
+        // More than there is room for has all of it.
+        let bytes = bytes.min(CHUNK_QUEUE_BYTES_MAX) as u32;
         let permit = self.room.clone().acquire_many_owned(bytes).await;
         let room = permit.map_err(|_| ChunkError::Stopped)?;
-        let (done, outcome) = oneshot::channel();
-        let request = Request { change, done, _room: room };
+        let (done, outcomes) = oneshot::channel();
+        let request = Request { changes, done, _room: room };
         self.requests.send(request).await.map_err(|_| ChunkError::Stopped)?;
-        outcome.await.unwrap_or(Err(ChunkError::Stopped))
+        outcomes.await.map_err(|_| ChunkError::Stopped)
     }
+}
+
+fn one(mut outcomes: Vec<Outcome>) -> Outcome {
+    outcomes.pop().unwrap_or(Err(ChunkError::Stopped))
 }
 
 async fn aside<T: Send + 'static>(
@@ -146,15 +192,16 @@ async fn aside<T: Send + 'static>(
 fn write_all(store: &ChunkStore, mut queue: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(CHUNK_QUEUE_MAX);
     while queue.blocking_recv_many(&mut waiting, CHUNK_QUEUE_MAX) > 0 {
-        let mut changes = Vec::with_capacity(waiting.len());
+        let mut all = Vec::with_capacity(waiting.len());
         let mut callers = Vec::with_capacity(waiting.len());
-        for Request { change, done, _room } in waiting.drain(..) {
-            changes.push(change);
-            callers.push((done, _room));
+        for Request { changes, done, _room } in waiting.drain(..) {
+            callers.push((changes.len(), done, _room));
+            all.extend(changes);
         }
-        for (outcome, (done, _room)) in store.commit(&changes).into_iter().zip(callers) {
-            // A caller that went away does not want its outcome.
-            let _ = done.send(outcome);
+        let mut outcomes = store.commit(&all).into_iter();
+        for (count, done, _room) in callers {
+            // A caller that went away does not want its outcomes.
+            let _ = done.send(outcomes.by_ref().take(count).collect());
         }
     }
 }

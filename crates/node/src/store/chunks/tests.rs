@@ -27,7 +27,7 @@ fn id(seq: u64) -> ChunkId {
 
 /// The content of a chunk follows from its id and length, as chunks never change.
 fn content(seq: u64, len: usize) -> Bytes {
-    let mut bytes = vec![seq as u8 + 1; len];
+    let mut bytes = vec![(seq as u8).wrapping_add(1); len];
     bytes.iter_mut().step_by(7).zip(0u32..).for_each(|(byte, i)| *byte = i as u8);
     bytes.into()
 }
@@ -284,6 +284,40 @@ async fn the_queue_serves_many_at_once() {
     assert_eq!(part, content(99, 99 * 3000).slice(100_000..100_050));
     queue.verify(id(50)).await.unwrap();
     assert_eq!(queue.compact(1 << 20).await.unwrap(), Compacted::Nothing);
+}
+
+#[tokio::test]
+async fn chunks_that_are_put_at_once_are_one_group() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = ChunkStore::open(sim.disk(), options()).unwrap();
+    let queue = ChunkQueue::start(Arc::new(store)).unwrap();
+    let offered = |seq: u64, len: usize| {
+        let bytes = content(seq, len);
+        (id(seq), bytes.clone(), blake3::hash(&bytes))
+    };
+    let all = || (0..500).map(|seq| offered(seq, 2000)).collect::<Vec<_>>();
+    assert!(queue.put_all(all()).await.iter().all(Result::is_ok));
+    assert_eq!(queue.store().stamp(), 1, "one sync");
+
+    let written = sim.disk().list().unwrap();
+    let size = |name: &String| sim.disk().open(name, Open::Existing).unwrap().size().unwrap();
+    let bytes: u64 = written.iter().map(size).sum();
+    assert!(queue.put_all(all()).await.iter().all(Result::is_ok), "once more is no error");
+    assert_eq!(written.iter().map(size).sum::<u64>(), bytes, "nothing is written again");
+
+    let mut mixed = vec![offered(1, 2000), offered(2, 1999), offered(600, 10), offered(601, 10)];
+    mixed[3].1 = content(602, 10);
+    let outcomes = queue.put_all(mixed).await;
+    assert_eq!(outcomes[0], Ok(()));
+    assert_eq!(outcomes[1], Err(ChunkError::Conflict { chunk: id(2) }));
+    assert_eq!(outcomes[2], Ok(()));
+    assert_eq!(outcomes[3], Err(ChunkError::Mismatch { chunk: id(601) }));
+    assert!(queue.store().contains(id(600)) && !queue.store().contains(id(601)));
+    assert_eq!(queue.put_all(Vec::new()).await, []);
+
+    let large: Vec<_> = (700..740).map(|seq| offered(seq, 1 << 20)).collect();
+    let outcomes = queue.put_all(large).await;
+    assert!(outcomes.iter().all(Result::is_ok), "more than may wait at once: {outcomes:?}");
 }
 
 #[test]

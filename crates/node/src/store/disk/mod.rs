@@ -13,7 +13,7 @@ mod overlay;
 mod real;
 mod sim;
 #[cfg(test)]
-pub(in crate::store) mod tests;
+pub(crate) mod tests;
 mod volatile;
 
 use std::fmt;

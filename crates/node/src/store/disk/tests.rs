@@ -192,7 +192,7 @@ proptest! {
 }
 
 /// A file system of a few MiB in memory. It is unmounted when this is dropped.
-pub(in crate::store) struct TinyMount {
+pub(crate) struct TinyMount {
     dir: tempfile::TempDir,
 }
 

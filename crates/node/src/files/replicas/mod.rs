@@ -1,11 +1,19 @@
 //! Chunks on several nodes: written to all of their replicas at once, read from the nearest that
 //! has them.
 //!
-//! Invariants: a chunk's id is never used twice; `write` returns only when as many replicas are
+//! Invariants: a chunk's id is never used for two contents; `write` returns only when as many replicas are
 //! durable as the loss of any minority of the nodes asks for; `read` never returns bytes whose
 //! checksum is wrong, and has a replica of this node that was found damaged looked at.
 //!
+//! - `write`: storing chunks, one or many
+//! - `spread`: which go to which nodes in which messages
+//!
 //! Leaves out on purpose: which file a chunk belongs to, and repair (see `upkeep`).
+
+mod spread;
+#[cfg(test)]
+mod tests;
+mod write;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,19 +21,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use unum_core::placement::chunks::{Place, durable_enough, place};
+use tokio::time::{Instant, sleep_until};
+use unum_core::placement::chunks::Place;
 use unum_core::tree::Chunk;
 use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
 use unum_proto::file::{
-    CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply,
+    CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply, PutChunks,
+    PutChunksReply,
 };
 use unum_proto::ids::{ChunkId, NodeId};
 
 use crate::store::{ChunkError, ChunkQueue};
+
+pub use write::Draft;
 
 /// How long a straggling replica is waited for once enough others are durable. It is then left to
 /// repair.
@@ -44,6 +53,8 @@ const SUSPECTS_MAX: usize = 1 << 16;
 unum_net::methods! {
     /// Stores a chunk durably.
     pub PutChunkMethod = "file.put-chunk", Bulk, idempotent, PutChunk => PutChunkReply;
+    /// Stores several chunks durably.
+    pub PutChunksMethod = "file.put-chunks", Bulk, idempotent, PutChunks => PutChunksReply;
     /// Reads a part of a chunk.
     pub GetChunkMethod = "file.get-chunk", Bulk, idempotent, GetChunk => GetChunkReply;
 }
@@ -160,77 +171,10 @@ impl Replicas {
         self.shared.candidates.alive().iter().map(|place| place.node).collect()
     }
 
-    /// Writes `data` (at most [`CHUNK_SIZE_MAX`] bytes) as a new chunk.
-    pub async fn write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
-        loop {
-            match self.try_write(data.clone(), deadline).await {
-                Err(ContentError::TooFewReplicas { .. })
-                    if Instant::now() + RETRY_PAUSE < deadline =>
-                {
-                    sleep(RETRY_PAUSE).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    async fn try_write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
-        let shared = &self.shared;
-        let id = ChunkId { lane: shared.lane, seq: shared.next.fetch_add(1, Ordering::Relaxed) };
-        let hash = *blake3::hash(&data).as_bytes();
-        let alive = shared.candidates.alive();
-        let ranked = place(id, &alive, alive.len());
-        let wanted = shared.factor.min(ranked.len());
-        let needed = durable_enough(shared.candidates.total(), wanted);
-        let (first, spare) = ranked.split_at(wanted);
-
-        let mut spare = spare.iter().copied();
-        let mut puts: FuturesUnordered<_> =
-            first.iter().map(|node| self.put(*node, id, hash, data.clone(), deadline)).collect();
-        let mut replicas = Vec::with_capacity(wanted);
-        let mut failures = Failures::default();
-        let mut patience = deadline;
-        while let Ok(Some((node, result))) = timeout_at(patience, puts.next()).await {
-            match result {
-                Ok(()) => replicas.push(node),
-                Err(error) => {
-                    failures.add(node, error);
-                    if let Some(next) = spare.next() {
-                        puts.push(self.put(next, id, hash, data.clone(), deadline));
-                    }
-                }
-            }
-            if replicas.len() >= needed {
-                patience = patience.min(Instant::now() + STRAGGLER_WAIT);
-            }
-        }
-        if replicas.len() < needed.max(1) {
-            return Err(failures.judge(replicas.len(), needed));
-        }
-        replicas.sort();
-        Ok(Stored { id, length: data.len() as u32, hash, replicas })
-    }
-
-    /// Stores an existing chunk on one more node.
-    pub async fn put(
-        &self,
-        node: NodeId,
-        id: ChunkId,
-        hash: [u8; HASH_SIZE],
-        data: Bytes,
-        deadline: Instant,
-    ) -> (NodeId, Result<(), Status>) {
-        let result = if node == self.shared.node {
-            self.shared.store.put(id, data, hash.into()).await.map_err(|error| store_status(&error))
-        } else {
-            let hash = Bytes::copy_from_slice(&hash);
-            let request = PutChunk { chunk: Some(id.into()), hash, data };
-            let options = CallOptions::until(deadline).fail_fast();
-            let to = Name::Node(node);
-            let call = self.shared.client.call::<PutChunkMethod>(&to, request, &options);
-            call.await.map(|_| ()).map_err(rpc_status)
-        };
-        (node, result)
+    /// A new chunk's id.
+    pub fn name(&self) -> ChunkId {
+        let seq = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        ChunkId { lane: self.shared.lane, seq }
     }
 
     /// Copies a chunk to the first `count` of `to` that take it.
@@ -250,9 +194,10 @@ impl Replicas {
             if copied.to.len() >= count {
                 break;
             }
-            match self.put(node, id, chunk.hash, data.clone(), deadline).await {
-                (node, Ok(())) => copied.to.push(node),
-                (node, Err(status)) => copied.refusal = format!("{node}: {status}"),
+            let draft = Draft { id, hash: chunk.hash, data: data.clone() };
+            match self.put(node, draft, deadline).await {
+                Ok(()) => copied.to.push(node),
+                Err(status) => copied.refusal = format!("{node}: {status}"),
             }
         }
         Ok(copied)
@@ -371,8 +316,12 @@ impl Replicas {
     /// What this node answers to the others.
     pub fn routes(&self) -> Router {
         let (put, get) = (self.shared.store.clone(), self.shared.clone());
+        let put_all = put.clone();
         Router::new()
-            .call::<PutChunkMethod>(move |_, request: PutChunk| serve_put(put.clone(), request))
+            .call::<PutChunkMethod>(move |_, request| write::serve_put(put.clone(), request))
+            .call::<PutChunksMethod>(move |_, request| {
+                write::serve_put_all(put_all.clone(), request)
+            })
             .call::<GetChunkMethod>(move |_, request: GetChunk| serve_get(get.clone(), request))
     }
 }
@@ -403,18 +352,6 @@ impl Shared {
     fn suspects(&self) -> MutexGuard<'_, BTreeSet<ChunkId>> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn serve_put(store: ChunkQueue, request: PutChunk) -> Result<PutChunkReply, Status> {
-    let invalid = |what: &str| Status::new(Code::Invalid, format!("a chunk with {what}"));
-    let id = request.chunk.ok_or_else(|| invalid("no id"))?.into();
-    let hash: [u8; HASH_SIZE] =
-        request.hash.as_ref().try_into().map_err(|_| invalid("no blake3 hash"))?;
-    if request.data.is_empty() || request.data.len() > CHUNK_SIZE_MAX {
-        return Err(invalid("a wrong size"));
-    }
-    store.put(id, request.data, hash.into()).await.map_err(|error| store_status(&error))?;
-    Ok(PutChunkReply {})
 }
 
 async fn serve_get(shared: Arc<Shared>, request: GetChunk) -> Result<GetChunkReply, Status> {
@@ -452,53 +389,5 @@ fn rpc_status(error: RpcError) -> Status {
     match error {
         RpcError::Status(status) => status,
         other => Status::new(Code::Unavailable, other.to_string()),
-    }
-}
-
-/// What went wrong on the nodes that did not store a chunk.
-#[derive(Default)]
-struct Failures {
-    full: Vec<NodeId>,
-    last: String,
-}
-
-impl Failures {
-    fn add(&mut self, node: NodeId, status: Status) {
-        if status.code == Code::NoSpace {
-            self.full.push(node);
-        }
-        self.last = format!("{node}: {status}");
-        tracing::warn!(%node, %status, "a chunk could not be stored");
-    }
-
-    fn judge(self, durable: usize, needed: usize) -> ContentError {
-        if !self.full.is_empty() {
-            return ContentError::NoSpace { nodes: self.full };
-        }
-        let why = if self.last.is_empty() { "no answer in time".into() } else { self.last };
-        ContentError::TooFewReplicas { durable, needed, why }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_that_cannot_answer_now_is_no_reason_to_give_a_chunk_up() {
-        for code in [Code::NotFound, Code::Invalid, Code::Internal] {
-            assert!(is_verdict(code), "{code:?}");
-        }
-        let passing = [
-            Code::Unavailable,
-            Code::Overloaded,
-            Code::DeadlineExceeded,
-            Code::Cancelled,
-            Code::UnknownMethod,
-            Code::Forgotten,
-        ];
-        for code in passing {
-            assert!(!is_verdict(code), "{code:?}");
-        }
     }
 }

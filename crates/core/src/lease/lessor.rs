@@ -1,128 +1,11 @@
-//! Read leases: who may answer from its own copy of the registry, and how long a change waits for those
-//! who may.
-//!
-//! A node that holds a lease reads without asking anybody, and lets its kernel cache what it read. So a
-//! change may be acknowledged only when no holder can show what was before it: when it is *stable*. Each
-//! holder *confirms* an entry of the log when it has applied it and dropped what its caches held of it;
-//! an entry is stable when all holders have confirmed it. Whoever sees a change that is not stable yet
-//! waits until it is, or a reader elsewhere, later, might still see what was before. (Leases for
-//! reading at replicas: Moraru, Andersen, Kaminsky, "Paxos Quorum Leases", SoCC 2014; holding back what is
-//! not everywhere yet: Terrace, Freedman, "Object Storage on CRAQ", USENIX ATC 2009.)
-//!
-//! The leader is the *lessor*. The messages are those of consensus: each answer of a follower carries a
-//! [`Mark`], a reading of its own clock; the leader's next message brings the mark back and so renews the
-//! lease for [`LEASE`] from that reading. The lessor counts from when the mark came, so it is never
-//! the first to hold the lease for ended. Only clocks' speeds are compared, never their readings.
-//!
-//! Why it is safe:
-//! - *A leader that is none any more* renews only marks while a majority answered it within the last
-//!   [`QUORUM_AGE_MAX`], so what it gives ends by `QUORUM_AGE_MAX + LEASE` after the election of the next.
-//! - *A new leader* holds nothing stable until every member that may hold a lease of a former leader has
-//!   answered it, and so has one of its own, or until that time has gone by.
-//! - *A newcomer*, or a node that was away, gets a lease only once it has confirmed whatever was stable
-//!   when it was admitted.
-//!
-//! Left out: a node that is removed is no member that a new leader waits for. For as long as its lease
-//! lasts it may show what was before.
-//!
-//! Times are durations since any fixed moment of the node's own monotonic clock.
+//! A leader that gives leases and counts until they are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use unum_proto::ids::NodeId;
 
-/// How long a lease lasts from the reading of the holder's clock that renews it.
-pub const LEASE: Duration = Duration::from_millis(1024);
-/// What the lessor adds, for clocks that do not go at one speed.
-pub const DRIFT_MAX: Duration = Duration::from_millis(64);
-/// A leader that no majority answered for longer renews no lease.
-pub const QUORUM_AGE_MAX: Duration = Duration::from_millis(256);
-/// Entries that a node without a lease may lag behind and still be waited for while it catches up. Whoever
-/// is further behind comes nearer first.
-pub const ADMISSION_LAG_MAX: u64 = 1024;
-
-/// A reading of a holder's clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// Which life of the holder's caches: a new daemon knows nothing of what its predecessor's held.
-    /// Later lives have larger numbers.
-    pub life: u64,
-    pub at: Duration,
-}
-
-/// The holder's side: what one node knows of its own lease.
-#[derive(Clone, Debug)]
-pub struct Holder {
-    life: u64,
-    /// None: it wants no lease.
-    confirmed: Option<u64>,
-    until: Option<Duration>,
-    resigned: bool,
-}
-
-impl Holder {
-    pub fn new(life: u64) -> Self {
-        Self { life, confirmed: None, until: None, resigned: false }
-    }
-
-    pub fn life(&self) -> u64 {
-        self.life
-    }
-
-    /// From now on a lease is wanted. What was cached before is gone, and what is read from now on
-    /// has `applied`.
-    pub fn begin(&mut self, applied: u64) {
-        self.confirmed.get_or_insert(applied);
-    }
-
-    /// No lease is wanted any more, and what is cached is not kept true.
-    pub fn end(&mut self) {
-        if !self.resigned {
-            (self.confirmed, self.until) = (None, None);
-        }
-    }
-
-    /// The lease is given back: no cache holds anything, and nothing is shown from now on. Whoever
-    /// confirms all that may come is waited for by nobody, neither by this leader nor by the next.
-    pub fn resign(&mut self) {
-        (self.confirmed, self.until, self.resigned) = (Some(u64::MAX), None, true);
-    }
-
-    /// All entries up to this one are applied, and no cache holds what was before them.
-    pub fn confirm(&mut self, index: u64) {
-        if let Some(confirmed) = &mut self.confirmed {
-            *confirmed = index.max(*confirmed);
-        }
-    }
-
-    /// How far this node has confirmed. None: it wants no lease.
-    pub fn confirmed(&self) -> Option<u64> {
-        self.confirmed
-    }
-
-    /// For the answer to a message of the leader.
-    pub fn mark(&self, now: Duration) -> Option<Mark> {
-        self.confirmed.map(|_| Mark { life: self.life, at: now })
-    }
-
-    /// The leader brought a mark back.
-    pub fn renew(&mut self, mark: Mark) {
-        if mark.life == self.life && self.confirmed.is_some() && !self.resigned {
-            self.until = self.until.max(Some(mark.at + LEASE));
-        }
-    }
-
-    /// When the lease ends unless it is renewed. What the caches hold must be gone by then.
-    pub fn until(&self) -> Option<Duration> {
-        self.until
-    }
-
-    /// Whether what was read up to `now` may be shown.
-    pub fn holds(&self, now: Duration) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-}
+use super::{ADMISSION_LAG_MAX, DRIFT_MAX, Former, LEASE, Mark};
 
 /// What the lessor knows of one holder.
 #[derive(Clone, Debug)]
@@ -131,16 +14,24 @@ struct Seat {
     confirmed: u64,
     /// It has a lease only from here on.
     admitted_at: u64,
-    /// By the lessor's clock.
-    until: Duration,
+    /// When the mark came, by the lessor's clock.
+    came: Duration,
+}
+
+impl Seat {
+    /// The holder counts from earlier on.
+    fn until(&self) -> Duration {
+        self.came + LEASE + DRIFT_MAX
+    }
 }
 
 /// The leader's side, for one term.
 #[derive(Clone, Debug)]
 pub struct Lessor {
-    /// No lease of a former leader outlasts this.
-    open_at: Duration,
-    /// Members that may still hold one.
+    /// By then all former leaders had lost their majorities.
+    elected: Duration,
+    former: Former,
+    /// Members that may still hold a lease of a former leader.
     unheard: BTreeSet<NodeId>,
     seats: BTreeMap<NodeId, Seat>,
     /// Nobody gets a lease before it has confirmed this entry.
@@ -149,11 +40,17 @@ pub struct Lessor {
 }
 
 impl Lessor {
-    /// `members`: who may hold a lease of a former leader. `last`: an entry that is at or behind all that
-    /// former leaders have acknowledged.
-    pub fn new(now: Duration, members: impl IntoIterator<Item = NodeId>, last: u64) -> Self {
+    /// After an election. `members`: who may hold a lease of a former leader. `last`: an entry that is at or
+    /// behind all that former leaders have acknowledged.
+    pub fn new(
+        now: Duration,
+        former: Former,
+        members: impl IntoIterator<Item = NodeId>,
+        last: u64,
+    ) -> Self {
         Self {
-            open_at: now + QUORUM_AGE_MAX + LEASE + DRIFT_MAX,
+            elected: now,
+            former,
             unheard: members.into_iter().collect(),
             seats: BTreeMap::new(),
             floor: last,
@@ -161,17 +58,30 @@ impl Lessor {
         }
     }
 
+    /// A node that follows this leader heard former ones at `at` for the last time, if ever. Returns whether
+    /// their leases are thereby known to be over sooner.
+    pub fn heard_former(&mut self, from: NodeId, at: Duration) -> bool {
+        let before = self.opens();
+        self.former.told(from, at);
+        self.opens() < before
+    }
+
+    /// No lease of a former leader outlasts this.
+    fn opens(&self) -> Duration {
+        let over = self.former.over().map_or(self.elected, |at| at.min(self.elected));
+        over + LEASE + DRIFT_MAX
+    }
+
     /// A member answered a message of this term. One that sent no mark wants no lease, but may have one
     /// that an earlier life of it got.
     pub fn answered(&mut self, now: Duration, from: NodeId, mark: Option<Mark>, confirmed: u64) {
         let Some(mark) = mark else { return };
         self.expire(now);
-        let until = now + LEASE + DRIFT_MAX;
         let admitted_at = self.floor.max(self.stable);
         match self.seats.get_mut(&from) {
             Some(seat) if seat.mark.life == mark.life => {
                 seat.mark = mark;
-                seat.until = until;
+                seat.came = now;
                 seat.confirmed = seat.confirmed.max(confirmed);
             }
             // A message of an earlier life that came late.
@@ -179,7 +89,7 @@ impl Lessor {
             _ if confirmed.saturating_add(ADMISSION_LAG_MAX) < admitted_at => return,
             // What an earlier life was given ends before this seat does.
             _ => {
-                self.seats.insert(from, Seat { mark, confirmed, admitted_at, until });
+                self.seats.insert(from, Seat { mark, confirmed, admitted_at, came: now });
             }
         }
         self.unheard.remove(&from);
@@ -193,16 +103,17 @@ impl Lessor {
     }
 
     /// The mark to bring back to a member. `quorum_at`: when messages were sent that a majority of
-    /// the voters has answered.
+    /// the voters has answered; the lease ends so long after that at the latest.
     pub fn renewal(&self, now: Duration, to: NodeId, quorum_at: Duration) -> Option<Mark> {
-        let seat = self.seats.get(&to)?;
-        let leads = now <= quorum_at + QUORUM_AGE_MAX;
-        (leads && now < seat.until && seat.confirmed >= seat.admitted_at).then_some(seat.mark)
+        let seat = self.seats.get(&to).filter(|seat| seat.confirmed >= seat.admitted_at)?;
+        let unproven = seat.came.saturating_sub(quorum_at);
+        let at = seat.mark.at.checked_sub(unproven)?;
+        (unproven < LEASE && now < seat.until()).then_some(Mark { at, ..seat.mark })
     }
 
     /// Whether somebody may still hold a lease of a former leader.
     pub fn awaits_former(&self, now: Duration) -> bool {
-        !self.unheard.is_empty() && now < self.open_at
+        !self.unheard.is_empty() && now < self.opens()
     }
 
     /// Up to where the log is stable. `committed`: an entry that is committed, and with it all before.
@@ -217,8 +128,8 @@ impl Lessor {
 
     /// When time alone may make more of the log stable.
     pub fn next(&self, now: Duration) -> Option<Duration> {
-        let ends = self.seats.values().map(|seat| seat.until);
-        let opens = (!self.unheard.is_empty()).then_some(self.open_at);
+        let ends = self.seats.values().map(Seat::until);
+        let opens = (!self.unheard.is_empty()).then(|| self.opens());
         ends.chain(opens).filter(|at| *at > now).min()
     }
 
@@ -228,17 +139,19 @@ impl Lessor {
     }
 
     fn expire(&mut self, now: Duration) {
-        self.seats.retain(|_, seat| now < seat.until);
+        self.seats.retain(|_, seat| now < seat.until());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Holder;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
+    const C: NodeId = NodeId(3);
 
     fn mark(life: u64, at: Duration) -> Option<Mark> {
         Some(Mark { life, at })
@@ -246,7 +159,7 @@ mod tests {
 
     /// A lessor that nobody holds an older lease of.
     fn fresh() -> Lessor {
-        Lessor::new(Duration::ZERO, [], 10)
+        Lessor::new(Duration::ZERO, Former::default(), [], 10)
     }
 
     #[test]
@@ -281,9 +194,9 @@ mod tests {
         assert_eq!(holder.mark(MS), None, "no lease is wanted yet");
         holder.begin(3);
         let sent = holder.mark(MS * 5).unwrap();
-        let mut lessor = Lessor::new(Duration::ZERO, [], 3);
+        let mut lessor = Lessor::new(Duration::ZERO, Former::default(), [], 3);
         lessor.answered(MS * 1005, A, Some(sent), 3);
-        let back = lessor.renewal(MS * 1100, A, MS * 1000).unwrap();
+        let back = lessor.renewal(MS * 1100, A, MS * 1010).unwrap();
         holder.renew(back);
         assert!(holder.holds(MS * 5 + LEASE - MS));
         assert!(!holder.holds(MS * 5 + LEASE));
@@ -292,17 +205,22 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_nobody_answers_renews_nothing() {
+    fn a_lease_rests_on_when_a_majority_was_last_heard() {
         let mut lessor = fresh();
-        lessor.answered(MS, A, mark(1, MS), 10);
-        assert!(lessor.renewal(MS + QUORUM_AGE_MAX, A, MS).is_some());
-        assert_eq!(lessor.renewal(MS * 2 + QUORUM_AGE_MAX, A, MS), None);
+        lessor.answered(MS * 500, A, mark(1, MS * 2000), 10);
+        let at = |quorum_at| lessor.renewal(MS * 600, A, quorum_at).map(|mark| mark.at);
+        assert_eq!(at(MS * 510), Some(MS * 2000));
+        assert_eq!(at(MS * 480), Some(MS * 1980), "nobody else may lead 20 ms less");
+        lessor.answered(MS * 1000, A, mark(1, MS * 2500), 10);
+        assert_eq!(lessor.renewal(MS * 1000, A, MS * 1000 - LEASE), None);
+        lessor.answered(MS * 1000, B, mark(1, MS * 10), 10);
+        assert_eq!(lessor.renewal(MS * 1000, B, MS * 980), None, "its clock had not begun");
     }
 
     #[test]
     fn a_new_leader_waits_for_the_leases_of_former_ones() {
-        let mut lessor = Lessor::new(MS, [A, B], 10);
-        let open = MS + QUORUM_AGE_MAX + LEASE + DRIFT_MAX;
+        let mut lessor = Lessor::new(MS, Former::default(), [A, B], 10);
+        let open = MS + LEASE + DRIFT_MAX;
         assert_eq!(lessor.next(MS), Some(open));
         lessor.answered(MS * 3, A, mark(1, MS), 11);
         assert_eq!(lessor.stable(MS * 3, 11), 0);
@@ -311,6 +229,21 @@ mod tests {
         assert_eq!(lessor.clone().stable(open, 11), 11);
         lessor.answered(MS * 5, B, mark(1, MS), 11);
         assert_eq!(lessor.stable(MS * 5, 11), 11, "all have answered");
+    }
+
+    #[test]
+    fn a_new_leader_waits_no_longer_than_former_ones_can_have_led() {
+        let former = Former::new(A, MS * 1000, vec![[A, B, C].into()]);
+        let mut lessor = Lessor::new(MS * 1500, former, [A, B, C], 10);
+        let over = |at: Duration| at + LEASE + DRIFT_MAX;
+        lessor.answered(MS * 1500, A, mark(1, MS), 11);
+        lessor.answered(MS * 1510, B, mark(1, MS), 11);
+        assert_eq!(lessor.next(MS * 1510), Some(over(MS * 1500)), "B did not say when");
+        assert!(lessor.heard_former(B, MS * 1050));
+        assert_eq!(lessor.next(MS * 1510), Some(over(MS * 1050)));
+        assert_eq!(lessor.stable(over(MS * 1050) - MS, 11), 0);
+        assert_eq!(lessor.stable(over(MS * 1050), 11), 11, "the lease that C may hold is over");
+        assert!(!lessor.heard_former(B, MS * 1600), "what it heard since, it did not follow");
     }
 
     #[test]
@@ -343,7 +276,7 @@ mod tests {
         present.answered(MS, A, mark(1, MS), 12);
         present.confirmed(A, 1, holder.confirmed().unwrap());
         assert_eq!(present.stable(MS, 15), 15);
-        let mut next = Lessor::new(MS, [A], 15);
+        let mut next = Lessor::new(MS, Former::default(), [A], 15);
         next.answered(MS * 2, A, holder.mark(MS * 2), holder.confirmed().unwrap());
         assert_eq!(next.stable(MS * 2, 16), 16);
     }

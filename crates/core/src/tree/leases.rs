@@ -1,0 +1,342 @@
+//! Write leases: which node may change what, and the changes that it made meanwhile.
+//!
+//! A node has one write lease at most, and it covers inodes one by one: each names the lease that covers
+//! it. While it does, commands of other nodes that would change the inode, or depend on its names, are
+//! refused with [`TreeError::Held`] when they are applied, so that nothing but the order of the log fences.
+//! What is made in a covered directory is born covered. The end of a lease frees all of it at once: numbers of
+//! leases are never given twice, and one that is not live covers nothing.
+//!
+//! The holder applies its changes to a tree of its own (see [`super::local`]) and sends them later, numbered,
+//! in batches (`Drain`). Invariants: the changes of a lease are applied in order, each once, without
+//! gaps; inode numbers under a lease come from a range that is its own and only grow.
+//!
+//! Locks, holds, reaping and the places of chunks do not depend on leases.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use unum_proto::ids::{Ino, LeaseId, NodeId};
+use unum_proto::tree::tree_command::Command;
+use unum_proto::tree::tree_reply::Outcome;
+use unum_proto::tree::{
+    AcquireLease, Create, Drain, Drained, LeaseRecord, Leased, REFUSALS_MAX, RefusedChange,
+    ReleaseLease, Rename, Waiter,
+};
+
+use super::Tree;
+use super::error::TreeError;
+use super::inode::Kind;
+use crate::limits::{DRAIN_CHANGES_MAX, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_MAX};
+use crate::time::Time;
+
+/// A live write lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteLease {
+    pub node: NodeId,
+    /// The numbers that inodes made under it may still get.
+    pub next_ino: Ino,
+    pub end_ino: Ino,
+    /// The last of the holder's changes that is applied.
+    pub drained: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct WriteLeases {
+    pub live: OrdMap<LeaseId, WriteLease>,
+    pub next: LeaseId,
+}
+
+impl Default for WriteLeases {
+    fn default() -> Self {
+        Self { live: OrdMap::new(), next: LeaseId(1) }
+    }
+}
+
+impl WriteLeases {
+    fn of(&self, node: NodeId) -> Option<LeaseId> {
+        self.live.iter().find(|(_, lease)| lease.node == node).map(|(&id, _)| id)
+    }
+}
+
+impl Tree {
+    /// The write lease of a node.
+    pub fn lease_of(&self, node: NodeId) -> Option<(LeaseId, WriteLease)> {
+        let id = self.leases.of(node)?;
+        Some((id, *self.leases.live.get(&id)?))
+    }
+
+    /// Who alone may change the inode, if anybody.
+    pub fn holder_of(&self, ino: Ino) -> Option<NodeId> {
+        let inode = self.inodes.get(&ino)?;
+        self.leases.live.get(&inode.lease).map(|lease| lease.node)
+    }
+
+    /// The inodes that a command changes or depends on. None: the command does not
+    /// depend on write leases.
+    pub fn touched(&self, command: &Command) -> Option<Vec<Ino>> {
+        let named = |parent: u64, name: &[u8]| {
+            let child = self.lookup(Ino(parent), name).ok();
+            std::iter::once(Ino(parent)).chain(child)
+        };
+        Some(match command {
+            Command::Create(create) => named(create.parent, &create.name).collect(),
+            Command::Link(link) => named(link.parent, &link.name).chain([Ino(link.ino)]).collect(),
+            Command::Unlink(unlink) => named(unlink.parent, &unlink.name).collect(),
+            Command::Rmdir(rmdir) => named(rmdir.parent, &rmdir.name).collect(),
+            Command::Rename(rename) => named(rename.parent, &rename.name)
+                .chain(named(rename.new_parent, &rename.new_name))
+                .collect(),
+            Command::SetAttributes(set) => vec![Ino(set.ino)],
+            Command::Write(write) => vec![Ino(write.ino)],
+            Command::Fallocate(fallocate) => vec![Ino(fallocate.ino)],
+            Command::SetXattr(set) => vec![Ino(set.ino)],
+            Command::RemoveXattr(remove) => vec![Ino(remove.ino)],
+            Command::CreateUnnamed(create) => vec![Ino(create.parent)],
+            Command::SetReplicas(_)
+            | Command::Hold(_)
+            | Command::Release(_)
+            | Command::ReleaseNode(_)
+            | Command::Reap(_)
+            | Command::Lock(_)
+            | Command::Unlock(_)
+            | Command::CancelWait(_)
+            | Command::ReleaseOwner(_)
+            | Command::AcquireLease(_)
+            | Command::ReleaseLease(_)
+            | Command::Drain(_) => return None,
+        })
+    }
+
+    /// Whether the outcome of a change depends on nothing but the inodes that it touches. A directory that
+    /// goes to another parent must not come below itself, which others may bring about meanwhile.
+    pub fn is_confined(&self, command: &Command) -> bool {
+        let Command::Rename(rename) = command else { return true };
+        rename.parent == rename.new_parent || !self.moves_directory(rename)
+    }
+
+    fn moves_directory(&self, rename: &Rename) -> bool {
+        let is_directory = |parent: u64, name: &[u8]| {
+            let ino = self.lookup(Ino(parent), name);
+            ino.and_then(|ino| self.inode(ino)).is_ok_and(|inode| inode.kind() == Kind::Directory)
+        };
+        is_directory(rename.parent, &rename.name)
+            || is_directory(rename.new_parent, &rename.new_name)
+    }
+
+    pub(super) fn refuse_held(&self, node: NodeId, command: &Command) -> Result<(), TreeError> {
+        if self.leases.live.is_empty() {
+            return Ok(());
+        }
+        let touched = self.touched(command).unwrap_or_default();
+        let others = |ino: &Ino| self.holder_of(*ino).is_some_and(|holder| holder != node);
+        if touched.iter().any(others) { Err(TreeError::Held) } else { Ok(()) }
+    }
+
+    pub(super) fn acquire_lease(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        command: &AcquireLease,
+    ) -> Result<Outcome, TreeError> {
+        let fits = command.inos.len() <= INODE_BATCH_MAX && !command.inos.is_empty();
+        if node == NodeId(0) || !fits || command.below > LEASED_BELOW_MAX {
+            return Err(TreeError::Invalid);
+        }
+        for &ino in &command.inos {
+            self.inode(Ino(ino))?;
+            if self.holder_of(Ino(ino)).is_some_and(|holder| holder != node) {
+                return Err(TreeError::Held);
+            }
+        }
+        let lease = match self.leases.of(node) {
+            Some(lease) => lease,
+            None => self.new_lease(node)?,
+        };
+        let inos = self.covered_next(command);
+        for &ino in &inos {
+            self.cover(ino, lease);
+        }
+        let inos = inos.into_iter().map(|ino| ino.0).collect();
+        Ok(Outcome::Leased(Leased { lease: lease.0, time_ns: now.0, inos }))
+    }
+
+    pub(super) fn new_lease(&mut self, node: NodeId) -> Result<LeaseId, TreeError> {
+        let id = self.leases.next;
+        let next_ino = self.next_ino;
+        let end_ino = Ino(next_ino.0.checked_add(LEASE_INODES).ok_or(TreeError::NoSpace)?);
+        self.next_ino = end_ino;
+        self.leases.next = LeaseId(id.0 + 1);
+        self.leases.live.insert(id, WriteLease { node, next_ino, end_ino, drained: 0 });
+        Ok(id)
+    }
+
+    /// What the command has covered that is not: the inodes it names, and what is below them.
+    fn covered_next(&self, command: &AcquireLease) -> Vec<Ino> {
+        let free = |ino: &Ino| self.holder_of(*ino).is_none();
+        let named: BTreeSet<Ino> = command.inos.iter().copied().map(Ino).filter(free).collect();
+        let mut covered: Vec<Ino> = named.iter().copied().collect();
+        let mut seen = named;
+        let mut left = command.below as usize;
+        let mut directories: VecDeque<Ino> = command.inos.iter().copied().map(Ino).collect();
+        while let Some(ino) = directories.pop_front() {
+            let Ok(directory) = self.directory(ino) else { continue };
+            for (_, entry) in directory.after(0) {
+                if left == 0 {
+                    return covered;
+                }
+                left -= 1;
+                if !free(&entry.ino) || !seen.insert(entry.ino) {
+                    continue;
+                }
+                covered.push(entry.ino);
+                if entry.kind == Kind::Directory {
+                    directories.push_back(entry.ino);
+                }
+            }
+        }
+        covered
+    }
+
+    /// No attribute of the inode changes, but nobody else may show it unasked from now on.
+    pub(super) fn cover(&mut self, ino: Ino, lease: LeaseId) {
+        self.changes.covered(ino);
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            Arc::make_mut(inode).lease = lease;
+        }
+    }
+
+    /// What is made in a covered directory is covered; nobody else has seen it.
+    pub(super) fn cover_newborn(&mut self, parent: Ino, ino: Ino) {
+        let Some(lease) = self.inodes.get(&parent).map(|inode| inode.lease) else { return };
+        if self.leases.live.contains_key(&lease)
+            && let Some(inode) = self.inodes.get_mut(&ino)
+        {
+            Arc::make_mut(inode).lease = lease;
+        }
+    }
+
+    pub(super) fn release_lease(
+        &mut self,
+        node: NodeId,
+        command: &ReleaseLease,
+    ) -> Result<(), TreeError> {
+        let id = LeaseId(command.lease);
+        match self.leases.live.get(&id) {
+            Some(lease) if lease.node == node => {
+                self.leases.live.remove(&id);
+                Ok(())
+            }
+            Some(_) | None => Err(TreeError::Stale),
+        }
+    }
+
+    /// The node is gone or fenced, and with it what it had not drained.
+    pub(super) fn end_lease(&mut self, node: NodeId) {
+        if let Some(id) = self.leases.of(node) {
+            self.leases.live.remove(&id);
+            self.changes.fenced();
+        }
+    }
+
+    /// Changes that were applied before are left out, so that sending them again does no harm. One that
+    /// is refused does not keep the others from being applied.
+    pub(super) fn drain(
+        &mut self,
+        node: NodeId,
+        command: &Drain,
+        granted: &mut Vec<Waiter>,
+    ) -> Result<Outcome, TreeError> {
+        let id = LeaseId(command.lease);
+        let lease = *self.leases.live.get(&id).ok_or(TreeError::Stale)?;
+        if lease.node != node {
+            return Err(TreeError::Stale);
+        }
+        let gap = command.first == 0 || command.first > lease.drained + 1;
+        if gap || command.changes.len() > DRAIN_CHANGES_MAX {
+            return Err(TreeError::Invalid);
+        }
+        let mut refused = Vec::new();
+        let mut last = lease.drained;
+        for (number, change) in (command.first..).zip(&command.changes) {
+            if number <= lease.drained {
+                continue;
+            }
+            last = number;
+            let done = self.drain_one(Time(change.time_ns), node, change.command.as_ref(), granted);
+            if let Err(why) = done
+                && refused.len() < REFUSALS_MAX
+            {
+                refused.push(RefusedChange { number, why: why.code() as i32 });
+            }
+        }
+        if let Some(lease) = self.leases.live.get_mut(&id) {
+            lease.drained = last;
+        }
+        Ok(Outcome::Drained(Drained { last, refused }))
+    }
+
+    fn drain_one(
+        &mut self,
+        time: Time,
+        node: NodeId,
+        command: Option<&unum_proto::tree::TreeCommand>,
+        granted: &mut Vec<Waiter>,
+    ) -> Result<(), TreeError> {
+        let command = command.and_then(|c| c.command.as_ref()).ok_or(TreeError::Invalid)?;
+        // Only changes of inodes are made under a lease.
+        self.touched(command).ok_or(TreeError::Invalid)?;
+        self.refuse_held(node, command)?;
+        let outer = std::mem::replace(&mut self.reserved, true);
+        let done = self.dispatch(time, node, command, granted);
+        self.reserved = outer;
+        done.map(drop)
+    }
+
+    /// The number of an inode that is made in `parent`: the one that its lease's holder chose, or the
+    /// next of all. Nothing may fail behind this.
+    pub(super) fn number(&mut self, parent: Ino, command: &Create) -> Result<Ino, TreeError> {
+        if command.ino == 0 {
+            let ino = self.next_ino;
+            self.next_ino = Ino(ino.0 + 1);
+            return Ok(ino);
+        }
+        let lease = self.inode(parent)?.lease;
+        let lease = self.leases.live.get_mut(&lease).ok_or(TreeError::Invalid)?;
+        let ino = Ino(command.ino);
+        if ino < lease.next_ino || ino >= lease.end_ino {
+            return Err(TreeError::Invalid);
+        }
+        lease.next_ino = Ino(ino.0 + 1);
+        Ok(ino)
+    }
+
+    pub(super) fn lease_records(&self) -> impl Iterator<Item = LeaseRecord> {
+        self.leases.live.iter().map(|(id, lease)| LeaseRecord {
+            lease: id.0,
+            node: lease.node.0,
+            next_ino: lease.next_ino.0,
+            end_ino: lease.end_ino.0,
+            drained: lease.drained,
+        })
+    }
+
+    /// Puts a lease of a snapshot back.
+    pub(super) fn restore_lease(&mut self, record: &LeaseRecord) -> Result<(), TreeError> {
+        let (id, node) = (LeaseId(record.lease), NodeId(record.node));
+        let range = Ino(record.next_ino)..=Ino(record.end_ino);
+        let fits = id.0 != 0
+            && id < self.leases.next
+            && node != NodeId(0)
+            && !range.is_empty()
+            && *range.end() <= self.next_ino
+            && record.drained < crate::limits::COUNTER_MAX;
+        if !fits || self.leases.of(node).is_some() || self.leases.live.contains_key(&id) {
+            return Err(TreeError::Invalid);
+        }
+        let (next_ino, end_ino) = range.into_inner();
+        let lease = WriteLease { node, next_ino, end_ino, drained: record.drained };
+        self.leases.live.insert(id, lease);
+        Ok(())
+    }
+}
