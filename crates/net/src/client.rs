@@ -193,6 +193,7 @@ impl Client {
         progress: &mut Progress,
     ) -> Result<(ReplyHeader, Bytes), RpcError> {
         check_size::<M>(request)?;
+        self.inner.dialler.settings.departures.pass(M::NAME).await;
         loop {
             let Some(node) = self.resolve(to) else {
                 progress.unresolved(to, options)?;
@@ -274,6 +275,7 @@ impl Client {
         options: &CallOptions,
     ) -> Result<(PendingCall, StreamSender, StreamReceiver), RpcError> {
         let mut progress = Progress::default();
+        self.inner.dialler.settings.departures.pass(M::NAME).await;
         loop {
             let Some(node) = self.resolve(to) else {
                 progress.unresolved(to, options)?;
@@ -289,7 +291,13 @@ impl Client {
                 }
             };
             match link.open(plain_header::<M>(options), request).await {
-                Ok(opened) => return Ok(opened),
+                Ok((pending, mut sender, receiver)) => {
+                    if node != LOCAL {
+                        let departures = &self.inner.dialler.settings.departures;
+                        sender.depart_through(departures, M::NAME);
+                    }
+                    return Ok((pending, sender, receiver));
+                }
                 Err(LinkError::Overloaded) => return Err(overloaded(to)),
                 Err(LinkError::Broken { why }) => progress.broken(to, &why, options)?,
             }

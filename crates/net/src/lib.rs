@@ -13,6 +13,7 @@ mod call;
 mod client;
 mod complaints;
 mod credentials;
+mod departures;
 mod dial;
 mod directory;
 mod error;
@@ -35,6 +36,7 @@ mod writer;
 
 pub use call::{CallOptions, Caller, Incoming, TraceContext};
 pub use client::{Client, Opened, ReplyFuture};
+pub use departures::{Departures, Guard};
 pub use directory::{Directory, Name};
 pub use error::{Code, Hint, RpcError, Status};
 pub use identity::{CertificateAuthority, ClusterId, Identity, IdentityStore, NodeKey, TurnedAway};

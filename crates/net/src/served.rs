@@ -407,7 +407,11 @@ impl Served {
                 (act(incoming, body), None, identity)
             }
             Act::Stream(act) if header.streams => {
-                let (core, sender, receiver) = StreamCore::open(route.class, call, &self.writer);
+                let (core, mut sender, receiver) =
+                    StreamCore::open(route.class, call, &self.writer);
+                if let Peer::Node { .. } = self.peer {
+                    sender.depart_through(&self.shared.settings.departures, &header.method);
+                }
                 (act(incoming, body, sender, receiver), Some(core), None)
             }
             Act::Call(_) | Act::Stream(_) | Act::Cast(_) => {
@@ -415,7 +419,7 @@ impl Served {
             }
         };
         let mut answer = match started {
-            Ok(answer) => answer,
+            Ok(answer) => self.departing(&header.method, answer),
             Err(status) => {
                 self.complete(call, identity, Err(status), Flush::Later);
                 return Ok(());
@@ -432,6 +436,20 @@ impl Served {
         let run = self.clone().run(call, answer, identity, deadline, cancelled);
         self.shared.tasks.spawn(run);
         Ok(())
+    }
+
+    /// An answer to another node leaves only when it may.
+    fn departing(&self, method: &str, answer: Answer) -> Answer {
+        let departures = &self.shared.settings.departures;
+        if matches!(self.peer, Peer::Local(_)) || !departures.may_hold(method) {
+            return answer;
+        }
+        let (departures, method) = (departures.clone(), method.to_owned());
+        Box::pin(async move {
+            let outcome = answer.await;
+            departures.pass(&method).await;
+            outcome
+        })
     }
 
     fn route(&self, method: &str) -> Result<&Route, Status> {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::Departures;
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A control connection with calls pending on which nothing was heard for so long is dead.
@@ -19,6 +21,8 @@ pub struct Settings {
     /// Connections are looked at on a grid that begins here, so that looking at all of them is one
     /// wake-up.
     pub grid: Instant,
+    /// What everything passes that leaves for other nodes.
+    pub departures: Departures,
 }
 
 impl Default for Settings {
@@ -30,6 +34,7 @@ impl Default for Settings {
             certificate_grace: Duration::from_secs(60),
             drain: Duration::from_secs(3600),
             grid: Instant::now(),
+            departures: Departures::default(),
         }
     }
 }

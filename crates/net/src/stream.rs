@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use unum_proto::rpc::{CallHeader, CreditHeader};
 
 use crate::{
-    Class, RpcError,
+    Class, Departures, RpcError,
     frame::{FrameError, Kind},
     limits::{
         STREAM_PIECE_COPIED_MAX, STREAM_PIECE_COST, STREAM_PIECE_SIZE_MAX, STREAM_WINDOW_BULK,
@@ -61,7 +61,13 @@ impl StreamCore {
             inbound: Mutex::new(Inbound { pieces: Some(pieces), granted: window }),
             failure: OnceLock::new(),
         });
-        let sender = StreamSender { core: core.clone(), writer: writer.clone(), call, open: true };
+        let sender = StreamSender {
+            core: core.clone(),
+            writer: writer.clone(),
+            call,
+            open: true,
+            departures: None,
+        };
         let receiver =
             StreamReceiver { core: core.clone(), writer: writer.clone(), call, arrived, taken: 0 };
         (core, sender, receiver)
@@ -131,6 +137,8 @@ pub struct StreamSender {
     writer: Arc<Writer>,
     call: u64,
     open: bool,
+    /// What the pieces pass before they leave, and as part of which method.
+    departures: Option<(Departures, String)>,
 }
 
 impl StreamSender {
@@ -145,7 +153,14 @@ impl StreamSender {
         Ok(())
     }
 
+    pub(crate) fn depart_through(&mut self, departures: &Departures, method: &str) {
+        self.departures = Some((departures.clone(), method.to_owned()));
+    }
+
     async fn send_piece(&mut self, piece: Bytes) -> Result<(), RpcError> {
+        if let Some((departures, method)) = &self.departures {
+            departures.pass(method).await;
+        }
         let Some(cost) = cost(&piece) else { return Err(self.core.failure()) };
         let credit = self.core.credit.acquire_many(cost).await;
         let credit = credit.map_err(|_| self.core.failure())?;

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod contents;
 pub mod daemon;
 pub mod files;
+pub mod host;
 pub mod membership;
 pub mod processes;
 pub mod registry;

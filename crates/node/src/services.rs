@@ -7,7 +7,7 @@
 //! A machine that cannot have a world or a mount (no rights, no /dev/fuse) still stores chunks and
 //! votes; `limits` says in a sentence each what it does without.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use unum_core::placement::chunks::{Place, durable_enough};
 use unum_core::placement::programs::Candidate;
 use unum_core::registry::{Node, State};
 use unum_core::time::Time;
-use unum_net::{Client, Router};
+use unum_net::{Client, Departures, Router};
 use unum_proto::ids::{Lane, NodeId};
 use unum_proto::init::{Answer, Ask, PidBlock, Shutdown, StatusAsk};
 use unum_proto::registry::NodeState;
@@ -28,6 +28,7 @@ use crate::contents::{self, Contents};
 use crate::files::mount::{Connection, KEPT_NAME, MountError, Mounted};
 use crate::files::replicas::{Candidates, Replicas};
 use crate::files::{self, Cluster, Files};
+use crate::host::{self, Authority, HostTrees, Policy};
 use crate::membership::{MemberState, Membership};
 use crate::processes::{Nodes, Processes};
 use crate::registry::{Registry, system_clock};
@@ -69,6 +70,8 @@ pub struct Plan<'a> {
     pub client: Client,
     pub membership: Membership,
     pub tasks: Tasks,
+    /// What leaves for other nodes passes there first.
+    pub departures: Departures,
 }
 
 /// The services of a running node.
@@ -84,6 +87,17 @@ pub struct Services {
     client: Client,
     tasks: Tasks,
     /// Taken by `start` and by `end`.
+    connection: Mutex<Option<Connection>>,
+    mounted: Mutex<Option<Mounted>>,
+    host: Option<Host>,
+    registry: Registry,
+}
+
+/// Host trees: this machine's for the others, and theirs for this machine.
+struct Host {
+    authority: Arc<Authority>,
+    trees: Arc<HostTrees>,
+    /// As those of the file tree.
     connection: Mutex<Option<Connection>>,
     mounted: Mutex<Option<Mounted>>,
 }
@@ -112,6 +126,10 @@ impl Services {
             true => enter_world(&plan, &mut limits).await,
             false => (None, None),
         };
+        let host = match &world {
+            Some(world) => make_host(&plan, world, &mut limits).await,
+            None => None,
+        };
         let processes = world.as_ref().map(|world| {
             let (registry, client) = (plan.registry.clone(), plan.client.clone());
             let nodes = Box::new(cluster.clone());
@@ -130,6 +148,8 @@ impl Services {
             tasks: plan.tasks,
             connection: Mutex::new(connection),
             mounted: Mutex::new(None),
+            host,
+            registry: plan.registry,
         }))
     }
 
@@ -140,6 +160,9 @@ impl Services {
             routes = routes.merge(files::upkeep_routes(files));
         } else {
             routes = routes.merge(files::nothing_held());
+        }
+        if let Some(host) = &self.host {
+            routes = routes.merge(host.authority.routes()).merge(host.trees.routes());
         }
         match &self.processes {
             Some(processes) => {
@@ -173,6 +196,9 @@ impl Services {
                 Err(error) => tracing::error!(%error, "the file tree cannot be served"),
             }
         }
+        if let Some(host) = &self.host {
+            host.start(&self.registry, &self.tasks);
+        }
         if let (Some(world), Some(processes)) = (&self.world, &self.processes) {
             let following = follow_blocks(self.cluster.clone(), processes.clone());
             self.tasks.spawn_lasting("pids", until(self.tasks.stop(), following));
@@ -205,6 +231,9 @@ impl Services {
         if let Some(mounted) = self.take_mounted() {
             mounted.leave();
         }
+        if let Some(mounted) = self.host.as_ref().and_then(Host::take_mounted) {
+            mounted.leave();
+        }
     }
 
     /// Ends the programs and takes the mount away.
@@ -215,6 +244,9 @@ impl Services {
             let _ = world.ask(Ask::Shutdown(shutdown)).await;
             let _ = tokio::time::timeout(WORLD_TIME_MAX, world.ended()).await;
         }
+        if let Some(mounted) = self.host.as_ref().and_then(Host::take_mounted) {
+            mounted.unmount();
+        }
         if let Some(mounted) = self.take_mounted() {
             if let Some(files) = &self.files {
                 files.hand_in().await;
@@ -223,6 +255,30 @@ impl Services {
             if let Some(files) = &self.files {
                 files.unmounted().await;
             }
+        }
+    }
+
+    fn take_mounted(&self) -> Option<Mounted> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Host {
+    fn start(&self, registry: &Registry, tasks: &Tasks) {
+        let tidying = self.authority.clone().tidy(registry.clone());
+        tasks.spawn_lasting("host", until(tasks.stop(), tidying));
+        if let Err(error) = self.authority.listen() {
+            tracing::error!(%error, "other nodes hear of changes here only when something leaves");
+        }
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(connection) = connection else { return };
+        let trees = self.trees.clone();
+        let runtime = tokio::runtime::Handle::current();
+        match connection.serve_by(&runtime, move |request| trees.clone().answer(request)) {
+            Ok(mounted) => {
+                *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
+            }
+            Err(error) => tracing::error!(%error, "the host trees cannot be served"),
         }
     }
 
@@ -278,23 +334,75 @@ fn init_program() -> PathBuf {
 
 async fn connect_kernel(plan: &Plan<'_>, world: &World) -> Result<Connection, MountError> {
     let path = plan.settings.mount.as_path();
-    if let Ok(Some((note, descriptor))) = world.fetch(KEPT_NAME).await
-        && let Some(connection) = Connection::take_over(descriptor, &note, path)
-    {
-        tracing::info!(mount = %path.display(), "took the mount over");
+    if let Some(connection) = take_over(world, KEPT_NAME, path).await {
         return Ok(connection);
     }
     let connection = Connection::establish(path, Lane(rand::random()))?;
+    keep(world, KEPT_NAME, &connection, &trusted_path(plan.settings)).await;
+    Ok(connection)
+}
+
+/// Goes on with the mount that a former daemon made.
+async fn take_over(world: &World, name: &str, path: &Path) -> Option<Connection> {
+    let (note, descriptor) = world.fetch(name).await.ok()??;
+    let connection = Connection::take_over(descriptor, &note, path)?;
+    tracing::info!(mount = %path.display(), "took the mount over");
+    Some(connection)
+}
+
+/// Has unum-init keep the mount for the next daemon.
+async fn keep(world: &World, name: &str, connection: &Connection, ledger: &Path) {
     match connection.to_keep() {
         Ok((descriptor, note)) => {
-            let ledger = trusted_path(plan.settings);
-            if let Err(error) = world.keep(KEPT_NAME, note, descriptor, &ledger).await {
+            if let Err(error) = world.keep(name, note, descriptor, ledger).await {
                 tracing::warn!(%error, "unum-init does not keep the mount: it ends with this daemon");
             }
         }
         Err(error) => tracing::warn!(%error, "the FUSE descriptor cannot be shared"),
     }
-    Ok(connection)
+}
+
+/// None: see `limits`.
+async fn make_host(plan: &Plan<'_>, world: &World, limits: &mut Vec<String>) -> Option<Host> {
+    match connect_host(plan, world).await {
+        Ok(host) => Some(host),
+        Err(error) => {
+            limits.push(format!("host trees are neither seen nor shown here: {error}"));
+            None
+        }
+    }
+}
+
+async fn connect_host(plan: &Plan<'_>, world: &World) -> Result<Host, MountError> {
+    let (settings, run_dir) = (plan.settings, &plan.settings.run_dir);
+    let unusable = |error| MountError::MountPoint { path: run_dir.clone(), error };
+    let path = settings.host_mount.as_path();
+    let connection = match take_over(world, host::KEPT_NAME, path).await {
+        Some(connection) => connection,
+        None => {
+            let (options, wishes) = (host::mount_options(), host::wishes());
+            let lane = Lane(rand::random());
+            let connection = Connection::establish_as(path, lane, &options, &wishes)?;
+            keep(world, host::KEPT_NAME, &connection, Path::new("")).await;
+            connection
+        }
+    };
+    let parts = host::Parts {
+        node: plan.node,
+        registry: plan.registry.clone(),
+        membership: plan.membership.clone(),
+        client: plan.client.clone(),
+        lane: connection.lane,
+        patience: settings.file_patience,
+        notifier: connection.notifier(),
+    };
+    let journal = run_dir.join("host-table");
+    let trees = HostTrees::new(parts, &journal, connection.fresh).map_err(unusable)?;
+    let client = plan.client.clone();
+    let authority = Authority::new(Policy::of(settings), run_dir, client).map_err(unusable)?;
+    plan.departures.set_guard(authority.clone());
+    let (connection, mounted) = (Mutex::new(Some(connection)), Mutex::new(None));
+    Ok(Host { authority, trees, connection, mounted })
 }
 
 fn make_contents(

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::host::Exports;
+
 /// Where the settings file is looked for when nobody names one.
 pub const SETTINGS_PATH: &str = "/etc/unum/unum.toml";
 /// The TCP port nodes speak on.
@@ -51,6 +53,12 @@ pub struct Settings {
     pub volatile_writes: bool,
     pub worker: bool,
     pub file_patience: Duration,
+    /// Where the other nodes' own file systems are mounted.
+    pub host_mount: PathBuf,
+    /// What of this machine's own file system the other nodes see.
+    pub host_export: Exports,
+    /// Root of another node is root in it.
+    pub host_root: bool,
     pub log: String,
 }
 
@@ -82,6 +90,9 @@ impl Default for Settings {
             volatile_writes: false,
             worker: true,
             file_patience: Duration::from_secs(10),
+            host_mount: PathBuf::from("/n"),
+            host_export: Exports::default(),
+            host_root: false,
             log: "info,openraft=error".into(),
         }
     }
@@ -214,6 +225,26 @@ pub const KEYS: &[Key] = &[
         shown_duration,
         "How long a call on the file tree waits for a majority of the voters before it fails with \
          ETIMEDOUT"
+    ),
+    key!(
+        host_mount,
+        path,
+        quoted_path,
+        "Where the other nodes' own file systems are mounted, each under its name"
+    ),
+    key!(
+        host_export,
+        Exports::parse,
+        shown,
+        "What of this machine's own file system the other nodes see: / , none, or paths with commas \
+         between them. Never what the kernel makes up (/proc, /sys, /dev), nor what Unum keeps"
+    ),
+    key!(
+        host_root,
+        root_elsewhere,
+        shown_root_elsewhere,
+        "Who root of another node is in this machine's own file system: \"squash\" (nobody, 65534) \
+         or \"allow\" (root)"
     ),
     key!(log, text, quoted, "What is logged: error, warn, info, debug, trace, or per module"),
 ];
@@ -453,6 +484,18 @@ fn replicas(text: &str) -> Result<u32, String> {
     }
 }
 
+fn root_elsewhere(text: &str) -> Result<bool, String> {
+    match text {
+        "allow" => Ok(true),
+        "squash" => Ok(false),
+        _ => Err("it must be squash or allow".into()),
+    }
+}
+
+fn shown_root_elsewhere(allowed: &bool) -> String {
+    quoted(if *allowed { "allow" } else { "squash" })
+}
+
 fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "yes" => Ok(true),
@@ -577,6 +620,8 @@ mod tests {
             "repair_rate = '0M'",
             "scrub_rate = '99999999999G'",
             "replicas = [1]",
+            "host_root = true",
+            "host_export = 'home'",
             "name = 'a b'",
             "name = ",
         ];
@@ -593,6 +638,8 @@ mod tests {
             the setting `repair_rate` cannot be `0M`: it must be more than nothing
             the setting `scrub_rate` cannot be `99999999999G`: it is too much
             the setting `replicas` cannot be `[1]`: it must be text, a whole number, true or false
+            the setting `host_root` cannot be `true`: it must be squash or allow
+            the setting `host_export` cannot be `home`: write it as /, as none, or as /home,/srv: absolute paths without ..
             the setting `name` cannot be `a b`: a name has 1 to 63 of a-z, 0-9 and inner hyphens
             the settings file unum.toml is not valid TOML: string values must be quoted, expected literal string"#]]
         .assert_eq(&told.join("\n"));

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod cluster;
 pub mod file;
+pub mod host;
 pub mod ids;
 pub mod init;
 pub mod process;

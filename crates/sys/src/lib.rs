@@ -1,7 +1,10 @@
 //! What Linux does for us: the only crate with `unsafe`. It knows nothing of Unum; it gives safe
 //! names to system calls that no other crate gives whole.
 
+pub mod credentials;
+pub mod fanotify;
 pub mod fds;
+pub mod file_handles;
 pub mod fuse;
 pub mod mounts;
 pub mod namespace;

@@ -20,11 +20,12 @@ use crate::failure::{Explain, Result};
 pub const SETTINGS_DIR: &str = "/etc/unum";
 pub const DATA_DIR: &str = "/var/lib/unum";
 pub const MOUNT_POINT: &str = "/unum";
+pub const HOST_MOUNT_POINT: &str = "/n";
 
 const TMPFS: [(&str, &std::ffi::CStr); 3] =
     [("/run", c"mode=755"), ("/tmp", c"mode=1777"), ("/dev/shm", c"mode=1777")];
 
-const MOUNT_POINTS: [&str; 3] = [SETTINGS_DIR, DATA_DIR, MOUNT_POINT];
+const MOUNT_POINTS: [&str; 4] = [SETTINGS_DIR, DATA_DIR, MOUNT_POINT, HOST_MOUNT_POINT];
 
 /// The empty directories on the computer's own tree that machines mount over. While this is held,
 /// no other playground that goes away removes them; once a machine has mounted, its mounts tell.

@@ -11,6 +11,9 @@ use unum_proto::registry::{command, reply};
 /// The wait before a fenced command is proposed again.
 const FENCED_PAUSE: Duration = Duration::from_millis(20);
 
+/// What a program of this machine says to all.
+const PROPOSAL: &str = "registry.tell";
+
 /// Proposes on behalf of this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Proposer {
@@ -54,6 +57,9 @@ pub async fn propose_as(
     kind: command::Kind,
     deadline: Instant,
 ) -> Result<(reply::Kind, u64), RegistryError> {
+    if says_something(&kind) {
+        registry.departures().pass(PROPOSAL).await;
+    }
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match registry.propose_indexed(id, kind.clone(), left).await {
@@ -65,6 +71,17 @@ pub async fn propose_as(
             done => return done,
         }
     }
+}
+
+/// Whether others will see in it what a program of this machine did.
+fn says_something(kind: &command::Kind) -> bool {
+    matches!(
+        kind,
+        command::Kind::Tree(_)
+            | command::Kind::PutValue(_)
+            | command::Kind::DeleteValue(_)
+            | command::Kind::CompareAndSet(_)
+    )
 }
 
 fn names_epoch(kind: &command::Kind) -> bool {

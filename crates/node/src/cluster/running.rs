@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use unum_net::identity::keep_renewed;
-use unum_net::{Client, Directory, Identity, IdentityStore, Router, Server};
+use unum_net::{Client, Departures, Directory, Identity, IdentityStore, Router, Server};
 use unum_proto::cluster::{NodeFacts, Peer};
 use unum_proto::ids::{Epoch, NodeId};
 use unum_proto::registry::{self as wire, Description, command};
@@ -125,8 +125,11 @@ impl Running {
         }
         // Services call each other by name, also when the name leads back to this node.
         directory.set_node(node, vec![facts::loopback(listening)]);
-        let client = Client::new(identity.clone(), directory.clone(), net_settings(&plan.settings));
+        let departures = Departures::default();
+        let network = net_settings(&plan.settings, departures.clone());
+        let client = Client::new(identity.clone(), directory.clone(), network.clone());
         let registry = start_registry(&plan.settings, node, client.clone()).await?;
+        let registry = registry.departing_through(departures.clone());
         let starting = membership::service::prepare(node);
         let (standing, seen_standing) = watch::channel(Standing::Coming);
         let services = Services::prepare(services::Plan {
@@ -136,6 +139,7 @@ impl Running {
             client: client.clone(),
             membership: starting.membership.clone(),
             tasks: tasks.clone(),
+            departures,
         })
         .await?;
         let facts = facts::node_facts(&plan.settings, facts::own_address(listening));
@@ -159,7 +163,7 @@ impl Running {
             parts.identity.clone(),
             plan.settings.certificate_lifetime,
         )?);
-        let server = serve(&parts, authority.clone(), plan.listener)?;
+        let server = serve(&parts, authority.clone(), plan.listener, network)?;
         starting.start(parts.client.clone(), timings(&plan.settings), plan.run, &parts.tasks);
         if let Some(found) = found {
             found_cluster(&parts, found, facts::description(&facts, facts.addresses.clone()))
@@ -202,12 +206,12 @@ fn local_address(listener: &TcpListener, settings: &Settings) -> Result<SocketAd
     listener.local_addr().map_err(|error| RunError::Listen { address: settings.listen, error })
 }
 
-fn net_settings(settings: &Settings) -> unum_net::Settings {
+fn net_settings(settings: &Settings, departures: Departures) -> unum_net::Settings {
     // A peer may go on over an old connection for some time after its certificate's end, but a
     // test in a hurry wants that shorter.
     let default = unum_net::Settings::default();
     let grace = default.certificate_grace.min(settings.certificate_lifetime);
-    unum_net::Settings { certificate_grace: grace, grid: beats::start(), ..default }
+    unum_net::Settings { certificate_grace: grace, grid: beats::start(), departures, ..default }
 }
 
 fn timings(settings: &Settings) -> Timings {
@@ -258,6 +262,7 @@ fn serve(
     parts: &Parts,
     authority: Arc<Authority>,
     listener: TcpListener,
+    network: unum_net::Settings,
 ) -> Result<Server, RunError> {
     let desk = Desk {
         client: parts.client.clone(),
@@ -269,7 +274,7 @@ fn serve(
         parts.identity.clone(),
         Arc::new(node_routes(parts, authority)),
         Some(Arc::new(desk)),
-        net_settings(&parts.settings),
+        network,
     )
     .map_err(|error| RunError::Listen { address: parts.settings.listen, error })
 }

@@ -16,8 +16,8 @@ use prost::Message;
 use tokio::runtime::Handle;
 use unum_proto::ids::Lane;
 use unum_sys::fuse::{
-    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Notifier, Readers, Serving,
-    Session, StartError, Takeover, Unmount, Wishes, mount, unmount,
+    Capabilities, ConnectionId, Device, MountOptions, Negotiated, Notifier, Readers, Request,
+    Serving, Session, StartError, Takeover, Unmount, Wishes, mount, unmount,
 };
 
 use super::Files;
@@ -67,11 +67,21 @@ impl Connection {
     /// Mounts on `path`, which is made if it does not exist. A dead mount that is left there is
     /// taken away first.
     pub fn establish(path: &Path, lane: Lane) -> Result<Self, MountError> {
+        Self::establish_as(path, lane, &MountOptions::default(), &wishes())
+    }
+
+    /// The same for another file system than the tree.
+    pub fn establish_as(
+        path: &Path,
+        lane: Lane,
+        options: &MountOptions,
+        wishes: &Wishes,
+    ) -> Result<Self, MountError> {
         clear(path);
         std::fs::create_dir_all(path)
             .map_err(|error| MountError::MountPoint { path: path.to_owned(), error })?;
-        let device = mount(path, &MountOptions::default()).map_err(MountError::Mount)?;
-        let session = Session::start(device, &wishes())?;
+        let device = mount(path, options).map_err(MountError::Mount)?;
+        let session = Session::start(device, wishes)?;
         Ok(Self { session, lane, fresh: true, path: path.to_owned() })
     }
 
@@ -112,11 +122,23 @@ impl Connection {
         if !self.fresh {
             files.recall_lock_owners();
         }
+        self.serve_by(runtime, move |request| files.clone().answer(request))
+    }
+
+    /// The same by whoever answers.
+    pub fn serve_by<A>(
+        self,
+        runtime: &Handle,
+        answer: impl Fn(Request) -> A + Send + Sync + 'static,
+    ) -> io::Result<Mounted>
+    where
+        A: Future<Output = ()> + Send + 'static,
+    {
         let runtime = runtime.clone();
         let readers = Readers { count: READERS, pinned: false };
         let serving = self.session.run(readers, move |request| {
             let _entered = runtime.enter();
-            answer_or_spawn(&runtime, files.clone().answer(request));
+            answer_or_spawn(&runtime, answer(request));
         })?;
         Ok(Mounted { serving, path: self.path })
     }

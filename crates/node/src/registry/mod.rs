@@ -46,6 +46,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use unum_core::registry::{Refused, State};
 use unum_core::tree::{Local, Pending, Tree};
+use unum_net::Departures;
 use unum_proto::ids::{Epoch, Ino, NodeId, RequestId};
 use unum_proto::registry::{self as wire, Command, reply};
 
@@ -72,6 +73,7 @@ pub struct RegistryOn<RT: AsyncRuntime> {
     /// Keeps the leader's side alive.
     _confirmations: mpsc::Sender<barrier::Waiter>,
     epoch: Arc<Mutex<Epoch>>,
+    departures: Departures,
 }
 
 impl<RT: AsyncRuntime> Clone for RegistryOn<RT> {
@@ -82,6 +84,7 @@ impl<RT: AsyncRuntime> Clone for RegistryOn<RT> {
             readers: self.readers.clone(),
             _confirmations: self._confirmations.clone(),
             epoch: self.epoch.clone(),
+            departures: self.departures.clone(),
         }
     }
 }
@@ -147,6 +150,15 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         within: Duration,
     ) -> Result<reply::Kind, RegistryError> {
         self.propose_indexed(id, command, within).await.map(|(reply, _)| reply)
+    }
+
+    /// What programs of this machine say to all passes there first.
+    pub fn departing_through(self, departures: Departures) -> Self {
+        Self { departures, ..self }
+    }
+
+    pub fn departures(&self) -> &Departures {
+        &self.departures
     }
 
     /// Tells the index of a log entry too, at or behind that of the command.

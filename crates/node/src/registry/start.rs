@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use openraft::{AsyncRuntime, Config, Raft, SnapshotPolicy};
 use tokio::sync::mpsc;
 use unum_core::time::Time;
+use unum_net::Departures;
 use unum_proto::ids::{Epoch, NodeId};
 
 use super::RegistryOn;
@@ -262,6 +263,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
             core,
             proposals,
             readers,
+            departures: Departures::default(),
             _confirmations: confirmations,
             epoch: Arc::new(Mutex::new(Epoch(0))),
         })
