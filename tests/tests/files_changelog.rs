@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use unum_tests::Playground;
 use unum_tests::actor::{Actor, actors, cannot_run_files};
 
