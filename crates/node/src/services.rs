@@ -248,11 +248,9 @@ impl Services {
             mounted.unmount();
         }
         if let Some(mounted) = self.take_mounted() {
-            if let Some(files) = &self.files {
-                files.hand_in().await;
-            }
             mounted.unmount();
             if let Some(files) = &self.files {
+                files.hand_in().await;
                 files.unmounted().await;
             }
         }

@@ -193,7 +193,7 @@ impl Files {
         let seen = self.look(|tree| {
             let (inodes, standing) = self.standing(tree, about(tree));
             let shown = match standing {
-                Standing::Ours => true,
+                Standing::Ours => registry.ungranted() == 0,
                 Standing::Theirs(_) => false,
                 Standing::Free => registry.unsettled(&inodes) == 0,
             };
@@ -222,12 +222,16 @@ impl Files {
                 (look(tree, Trust::Nobody), inodes, standing)
             });
             match standing {
-                Standing::Theirs(holder) => self.log.recall(holder, &inodes, deadline).await?,
+                Standing::Theirs(holder) => self.log.reclaim(holder, &inodes, deadline).await?,
                 Standing::Free => {
                     self.settled(&inodes, deadline).await?;
                     return Ok(seen);
                 }
-                Standing::Ours => return Ok(seen),
+                Standing::Ours => {
+                    let granted = registry.ungranted();
+                    registry.settle(granted, left(deadline)).await?;
+                    return Ok(seen);
+                }
             }
         }
     }
@@ -385,7 +389,7 @@ impl Call<'_> {
                 self.change(command.clone()).await
             };
             if let Err(FileError::Tree(TreeError::Held)) = outcome {
-                self.recall_for(&command).await?;
+                self.reclaim_for(&command).await?;
                 continue;
             }
             if let (Some(inodes), Ok(_) | Err(FileError::Tree(_))) = (shown, &outcome) {
@@ -396,7 +400,7 @@ impl Call<'_> {
     }
 
     /// Asks for the write leases that are in a command's way.
-    async fn recall_for(&self, command: &tree_command::Command) -> Result<(), FileError> {
+    async fn reclaim_for(&self, command: &tree_command::Command) -> Result<(), FileError> {
         let node = self.files.parts.node;
         let held: Vec<(NodeId, Ino)> = self.files.look_confirmed(|tree| {
             let touched = tree.touched(command).unwrap_or_default();
@@ -404,7 +408,7 @@ impl Call<'_> {
             touched.into_iter().filter_map(|ino| Some((holder(ino)?, ino))).collect()
         });
         for (holder, ino) in held {
-            self.files.log.recall(holder, &[ino], self.deadline).await?;
+            self.files.log.reclaim(holder, &[ino], self.deadline).await?;
         }
         Ok(())
     }

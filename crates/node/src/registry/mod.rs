@@ -258,6 +258,12 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
         self.core.leases.unsettled(inodes)
     }
 
+    /// The entry that must be stable before this node's write lease may be used: before, others may
+    /// show what it covers without asking. 0: it may be used.
+    pub fn ungranted(&self) -> u64 {
+        self.core.leases.ungranted()
+    }
+
     /// Returns once no holder of a read lease can show what was before this entry.
     pub async fn settle(&self, index: u64, within: Duration) -> Result<(), RegistryError> {
         let settled = RT::timeout(within, self.core.leases.settle(index)).await;

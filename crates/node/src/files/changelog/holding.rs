@@ -163,7 +163,7 @@ impl ChangeLog {
 
     /// Returns once `holder` has no write lease on these inodes any more as far as this node knows: it
     /// gave it back, or is gone.
-    pub async fn recall(
+    pub async fn reclaim(
         &self,
         holder: NodeId,
         inos: &[Ino],

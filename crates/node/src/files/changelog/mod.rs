@@ -136,9 +136,11 @@ enum Tried {
     /// These inodes want covering first.
     Acquire(Vec<Ino>),
     /// This node has them covered.
-    Recall(NodeId, Vec<Ino>),
+    Reclaim(NodeId, Vec<Ino>),
     /// The lease has no inode number left.
     Renew,
+    /// The lease may be used once this entry is stable.
+    Settle(u64),
 }
 
 /// Who may change what a command touches.
@@ -298,9 +300,12 @@ impl ChangeLog {
                 Tried::Directly => return Ok(None),
                 Tried::Later => self.moved_on(deadline).await?,
                 Tried::Acquire(inos) => self.acquire(&inos, deadline).await?,
-                Tried::Recall(holder, inos) => {
-                    self.recall(holder, &inos, deadline).await?;
+                Tried::Reclaim(holder, inos) => {
+                    self.reclaim(holder, &inos, deadline).await?;
                     self.inner().contention.note(&inos, Instant::now());
+                }
+                Tried::Settle(index) => {
+                    self.parts.registry.settle(index, left(deadline)).await?;
                 }
                 Tried::Renew => self.give_back(&[], deadline).await.map(drop)?,
             }
@@ -323,11 +328,15 @@ impl ChangeLog {
         }
         match registry.read_tree(|tree| standing(tree, self.parts.node, command)) {
             Standing::Ours => {}
-            Standing::Theirs(holder, inos) => return Tried::Recall(holder, inos),
+            Standing::Theirs(holder, inos) => return Tried::Reclaim(holder, inos),
             Standing::Free(inos) if active && !inner.contention.is_on(&inos, now) => {
                 return Tried::Acquire(inos);
             }
             Standing::Free(_) | Standing::Public => return Tried::Directly,
+        }
+        match registry.ungranted() {
+            0 => {}
+            index => return Tried::Settle(index),
         }
         // Without room it is told at once, which a drain could not do.
         if inner.gate.is_passing() || !drafts.is_empty() && !self.is_roomy(inner, now) {

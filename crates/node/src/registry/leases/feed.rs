@@ -49,6 +49,11 @@ impl<RT: AsyncRuntime> Leases<RT> {
         inner.obey(term, self.now());
         inner.feed.index = index;
         if inner.feed.on {
+            let granted =
+                |change: &Change| change.by == self.own && matches!(change.what, What::Covered(_));
+            if changes.iter().any(granted) {
+                inner.granted = index;
+            }
             for change in &changes {
                 match inode_of(change) {
                     Some(ino) => inner.unsettled.changed(index, ino),

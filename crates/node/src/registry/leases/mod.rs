@@ -55,6 +55,8 @@ struct Inner {
     holder: Holder,
     feed: FeedState,
     unsettled: Unsettled,
+    /// The newest entry that put inodes under this node's write lease.
+    granted: u64,
     heard: Heard,
     leading: Option<Leading>,
 }
@@ -66,6 +68,7 @@ impl<RT: AsyncRuntime> Leases<RT> {
             holder: Holder::new(life),
             feed,
             unsettled: Unsettled::default(),
+            granted: 0,
             heard: Heard::default(),
             leading: None,
         };

@@ -55,6 +55,12 @@ impl<RT: AsyncRuntime> Leases<RT> {
         if newest <= self.stable.get() { 0 } else { newest }
     }
 
+    /// The entry that must be stable before this node's write lease may be used; 0 if it may.
+    pub fn ungranted(&self) -> u64 {
+        let granted = self.inner().granted;
+        if granted <= self.stable.get() { 0 } else { granted }
+    }
+
     /// Returns when the log is known to be stable up to this entry.
     pub async fn settle(&self, index: u64) {
         loop {
