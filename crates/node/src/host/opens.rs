@@ -158,9 +158,12 @@ impl<T> Default for Answers<T> {
 /// The answer to one change, when it is there.
 type Coming<T> = watch::Receiver<Option<T>>;
 
+/// Of one mount, by the numbers of the changes.
+type Last<T> = VecDeque<(u64, Coming<T>)>;
+
 struct Mounts<T> {
     order: VecDeque<(NodeId, u64)>,
-    last: HashMap<(NodeId, u64), VecDeque<(u64, Coming<T>)>>,
+    last: HashMap<(NodeId, u64), Last<T>>,
 }
 
 impl<T> Default for Mounts<T> {
@@ -206,7 +209,7 @@ impl<T: Clone + Send + Sync + 'static> Answers<T> {
 }
 
 impl<T> Mounts<T> {
-    fn of(&mut self, mount: (NodeId, u64)) -> &mut VecDeque<(u64, Coming<T>)> {
+    fn of(&mut self, mount: (NodeId, u64)) -> &mut Last<T> {
         if !self.last.contains_key(&mount) {
             self.order.push_back(mount);
             if self.order.len() > MOUNTS_MAX
