@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::dev::args::{DevArgs, MachineArgs};
+use crate::volume::{Property, parse_property};
 
 #[derive(Debug, Parser)]
 #[command(name = "unum", version, about = "One computer out of several Linux machines")]
@@ -72,6 +73,9 @@ pub enum Verb {
         #[arg(long)]
         repair: bool,
     },
+    /// Say when changes of files are durable, for a directory and all that is in it
+    #[command(subcommand)]
+    Volume(VolumeVerb),
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(TokenVerb),
@@ -172,6 +176,30 @@ pub enum TokenVerb {
 pub enum Role {
     Node,
     Witness,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Set what holds for a directory, for everything below it and for what is made there later
+    ///
+    /// class=posix, as it is by default: a change is durable once a later fsync(2) has returned, and without
+    /// that after about a second. class=strict: a change is durable before its call returns, which takes longer.
+    Set {
+        /// A directory of the file tree
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// class=strict or class=posix
+        #[arg(value_name = "KEY=VALUE", value_parser = parse_property)]
+        property: Property,
+        /// Leave what is in the directory as it is; what is made there from now on gets the class
+        #[arg(long)]
+        only: bool,
+    },
+    /// Show what holds for directories (default: the root of the file tree)
+    Show {
+        #[arg(value_name = "DIR")]
+        directories: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

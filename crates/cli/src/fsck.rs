@@ -4,7 +4,7 @@
 //! everything could be checked.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use prost::Message;
@@ -16,15 +16,13 @@ use unum_proto::admin::{FsckEvent, FsckFinding, FsckProgress, FsckReply, FsckReq
 use crate::cluster::size;
 use crate::daemon::{Daemon, Fsck, block_on, local};
 use crate::failure::{Failure, Result};
-use crate::output::{Output, Tone};
+use crate::output::{Output, QUIET_TIME, Tone};
 
 const EXIT_MENDED: u8 = 1;
 const EXIT_LEFT: u8 = 4;
 const EXIT_UNCHECKED: u8 = 8;
 /// Longest event; what is longer is no event.
 const EVENT_SIZE_MAX: usize = 1 << 20;
-/// Who is done sooner shows no progress.
-const QUIET_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
 struct Report {

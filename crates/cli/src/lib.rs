@@ -16,6 +16,7 @@ mod processes;
 mod run;
 mod service;
 mod values;
+mod volume;
 
 use args::{Cli, Verb};
 use clap::Parser;
@@ -60,6 +61,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Nodes => cluster::nodes(&socket, &out).map(done),
         Verb::Status => cluster::status(&socket, &out).map(done),
         Verb::Fsck { deep, repair } => fsck::run(&socket, deep, repair, &out),
+        Verb::Volume(verb) => volume::run(&socket, verb, &out).map(done),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
         Verb::Run { node, detach, time, command } => {
             run::run(&socket, &run::RunOrder { node, detach, time, command }, &out)

@@ -1,12 +1,15 @@
 //! How `unum` speaks: tables that fit 100 columns, JSON when asked, colour on a terminal only.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::failure::{Explain, Result};
 
 pub const TABLE_WIDTH_MAX: usize = 100;
+/// Who is done sooner shows no progress.
+pub const QUIET_TIME: Duration = Duration::from_secs(2);
 const GAP: usize = 2;
 /// No column is squeezed below this.
 const COLUMN_WIDTH_MIN: usize = 8;

@@ -126,7 +126,6 @@ impl Call<'_> {
         }
     }
 
-    /// What `write` takes is durable on enough replicas before the registry learns of it.
     pub(super) async fn write(&self, write: Write) -> Result<u32, FileError> {
         let length = write.content.len();
         if length == 0 {
@@ -137,7 +136,7 @@ impl Call<'_> {
         let start = if append { 0 } else { write.offset };
         let drafts = self.drafts(write.content);
         let (extents, chunks) = self.laid_out(start, &drafts);
-        let mut command = WriteCommand {
+        let command = WriteCommand {
             ino: self.ino.0,
             extents,
             chunks,
@@ -149,21 +148,34 @@ impl Call<'_> {
         let outcome = match self.change_unheard(&Command::Write(command.clone()), &drafts).await? {
             Some(outcome) => outcome,
             None => {
-                let stored = self.files.replicas().write_all(drafts, self.deadline).await?;
-                for (chunk, stored) in command.chunks.iter_mut().zip(&stored) {
-                    chunk.replicas = stored.replicas.iter().map(|node| node.0).collect();
-                }
                 // Pages that the kernel writes back are locked, and who wants them elsewhere may wait for
                 // them: their program asks for more by fsync or msync.
                 let shown = (!write.cached).then_some([self.ino; 2]);
-                self.change_heard(Command::Write(command), shown).await?
+                Box::pin(self.write_heard(command, drafts, shown)).await?
             }
         };
         let Outcome::Written(written) = outcome else {
             return Err(FileError::Strange);
         };
         self.files.note_ragged(self.ino, written.base + start);
+        if write.flags & libc::O_DSYNC as u32 != 0 {
+            self.sync().await?;
+        }
         Ok(length as u32)
+    }
+
+    /// What is written is durable on enough replicas before the registry learns of it.
+    async fn write_heard(
+        &self,
+        mut command: WriteCommand,
+        drafts: Vec<Draft>,
+        shown: Option<[Ino; 2]>,
+    ) -> Result<Outcome, FileError> {
+        let stored = self.files.replicas().write_all(drafts, self.deadline).await?;
+        for (chunk, stored) in command.chunks.iter_mut().zip(&stored) {
+            chunk.replicas = stored.replicas.iter().map(|node| node.0).collect();
+        }
+        self.change_heard(Command::Write(command), shown).await
     }
 
     fn drafts(&self, content: Bytes) -> Vec<Draft> {
@@ -238,6 +250,7 @@ impl Call<'_> {
 
     /// Tells an open file once that changes of it were lost.
     pub(super) fn failure(&self, fh: Fh) -> Result<(), FileError> {
+        self.files.log.bury();
         match self.files.handles().take_failure(HandleId(fh.0)) {
             true => Err(FileError::Errno(Errno::IO)),
             false => Ok(()),

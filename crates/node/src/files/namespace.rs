@@ -188,7 +188,7 @@ impl Call<'_> {
             linkable: flags & libc::O_EXCL as u32 == 0,
         };
         // Nobody else can see it.
-        let made = self.change_heard(Command::CreateUnnamed(unnamed), None).await?;
+        let made = Box::pin(self.change_heard(Command::CreateUnnamed(unnamed), None)).await?;
         let attributes = inode_of(made)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
         Ok((entry(&attributes), opened))

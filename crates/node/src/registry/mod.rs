@@ -300,6 +300,9 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
 
     /// Takes what this node had changed when its write lease was ended: it is lost.
     pub fn take_lost(&self) -> Vec<Pending> {
+        if self.core.shared.read().lost.is_empty() {
+            return Vec::new();
+        }
         std::mem::take(&mut self.core.shared.write().lost)
     }
 

@@ -56,6 +56,11 @@ impl Trouble {
         Self { content, waited }
     }
 
+    /// There is no room for the contents, and only other changes may make some.
+    pub fn is_room(&self) -> bool {
+        matches!(self.content, Some(ContentError::NoSpace { .. }))
+    }
+
     pub fn error(&self) -> FileError {
         match &self.content {
             Some(error) => error.clone().into(),
@@ -317,7 +322,7 @@ impl ChangeLog {
     }
 
     /// The write lease was ended with changes pending: says so to the programs that made them.
-    fn bury(&self) {
+    pub fn bury(&self) {
         let lost = self.parts.registry.take_lost();
         if lost.is_empty() {
             return;

@@ -103,7 +103,13 @@ impl ChangeLog {
             if !waiting {
                 return Ok(());
             }
-            self.inner().demanded = true;
+            {
+                let mut inner = self.inner();
+                inner.demanded = true;
+                if let Some(trouble) = inner.trouble.as_ref().filter(|trouble| trouble.is_room()) {
+                    return Err(trouble.error());
+                }
+            }
             self.work.notify_one();
             timeout_at(deadline, moved).await.map_err(|_| self.late())?;
         }

@@ -54,6 +54,10 @@ const CONTENT_MAX: u64 = 128 << 20;
 /// Bytes of the journal, contents of refused changes included, beyond which it is begun anew once nothing
 /// waits.
 const JOURNAL_IDLE_MAX: u64 = 64 << 20;
+/// Free bytes of this node's disk below which contents go to the replicas before their call returns.
+const ROOM_MIN: u64 = 4 * CONTENT_MAX;
+/// How long a look at the disk counts.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// A node that changed something within this time asks for a write lease at its next change.
 const ACTIVE_TIME: Duration = Duration::from_secs(1);
 
@@ -105,6 +109,8 @@ struct Inner {
     oldest: Option<Instant>,
     /// Why draining does not get on.
     trouble: Option<Trouble>,
+    /// Whether this node's disk has room for what may wait, and when that was looked at.
+    roomy: Option<(Instant, bool)>,
 }
 
 /// The cluster's time, as the entry told it that granted the lease.
@@ -161,6 +167,7 @@ impl ChangeLog {
             demanded: false,
             oldest: None,
             trouble: None,
+            roomy: None,
         };
         Ok(Arc::new(Self {
             parts,
@@ -179,9 +186,13 @@ impl ChangeLog {
 
     /// Brings what an earlier daemon left into the local view. To be called before the tree is looked at.
     pub async fn resume(&self, deadline: Instant) -> Result<(), FileError> {
-        if self.resumed.load(Ordering::Acquire) {
-            return Ok(());
+        match self.resumed.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Box::pin(self.resume_at_last(deadline)).await,
         }
+    }
+
+    async fn resume_at_last(&self, deadline: Instant) -> Result<(), FileError> {
         let _turn = self.turn(deadline).await?;
         if self.resumed.load(Ordering::Acquire) {
             return Ok(());
@@ -266,8 +277,23 @@ impl ChangeLog {
         if resent {
             return Ok(self.inner().answered.remove(&call));
         }
+        match self.attempt(call, command, drafts) {
+            Tried::Done(reply) => Ok(Some(reply)),
+            Tried::Directly => Ok(None),
+            tried => Box::pin(self.make_at_last(tried, call, command, drafts, deadline)).await,
+        }
+    }
+
+    async fn make_at_last(
+        &self,
+        mut tried: Tried,
+        call: u64,
+        command: &Command,
+        drafts: &[Draft],
+        deadline: Instant,
+    ) -> Result<Option<TreeReply>, FileError> {
         loop {
-            match self.attempt(call, command, drafts) {
+            match tried {
                 Tried::Done(reply) => return Ok(Some(reply)),
                 Tried::Directly => return Ok(None),
                 Tried::Later => self.moved_on(deadline).await?,
@@ -281,6 +307,7 @@ impl ChangeLog {
             if Instant::now() >= deadline {
                 return Err(self.late());
             }
+            tried = self.attempt(call, command, drafts);
         }
     }
 
@@ -302,7 +329,8 @@ impl ChangeLog {
             }
             Standing::Free(_) | Standing::Public => return Tried::Directly,
         }
-        if inner.gate.is_passing() {
+        // Without room it is told at once, which a drain could not do.
+        if inner.gate.is_passing() || !drafts.is_empty() && !self.is_roomy(inner, now) {
             return Tried::Directly;
         }
         if inner.gate.is_closed() || inner.content >= CONTENT_MAX {
@@ -323,6 +351,19 @@ impl ChangeLog {
             Err(Refusal::NoNumber) => Tried::Renew,
             Err(Refusal::NotCovered) => Tried::Directly,
         }
+    }
+
+    fn is_roomy(&self, inner: &mut Inner, now: Instant) -> bool {
+        if inner.trouble.as_ref().is_some_and(Trouble::is_room) {
+            return false;
+        }
+        if let Some((_, roomy)) = inner.roomy.filter(|(at, _)| now < *at + ROOM_LOOK) {
+            return roomy;
+        }
+        let usage = self.parts.replicas.store().store().usage();
+        let roomy = usage.is_ok_and(|usage| usage.disk.free_bytes >= ROOM_MIN);
+        inner.roomy = Some((now, roomy));
+        roomy
     }
 
     fn apply(&self, inner: &mut Inner, call: u64, command: &Command) -> Result<TreeReply, Refusal> {
