@@ -47,7 +47,7 @@ pub struct Grants {
     /// Never held across an await. Marks are set and removed under it.
     state: Mutex<State>,
     /// Finds an inode that is marked, to remove the mark.
-    open: Box<dyn Fn(&Place) -> Option<OwnedFd> + Send + Sync>,
+    open: Opener,
     /// Who may hold a lease, for the next daemon: it knows nothing of what this one granted.
     record: PathBuf,
 }
@@ -69,6 +69,9 @@ struct Holder {
     confirmed: watch::Sender<u64>,
     work: Arc<Notify>,
 }
+
+/// Opens a place, if it is still there.
+type Opener = Box<dyn Fn(&Place) -> Option<OwnedFd> + Send + Sync>;
 
 /// What one client shall drop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -468,7 +471,7 @@ mod tests {
             async {
                 for client in [A, B] {
                     let order = grants.next_order(client).await.unwrap();
-                    assert_eq!(order.recalls.places, [place.clone()]);
+                    assert_eq!(order.recalls.places, std::slice::from_ref(&place));
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     grants.confirmed(client, order.reaches);
                 }
