@@ -1,6 +1,6 @@
 //! Calls on another node's own file system.
 //!
-//! The caller's uid, gid and groups travel with the call (see `rpc.rs`). Handles and tickets are bytes
+//! The caller's uid, gid and groups travel with the call (see `rpc.rs`). Handles and warrants are bytes
 //! that only the home understands. A refusal by the home's kernel is an errno in the answer; a status is
 //! for what goes wrong besides.
 
@@ -39,7 +39,7 @@ pub mod look {
         Attributes(super::Nothing),
         #[prost(message, tag = "4")]
         ReadLink(super::Nothing),
-        /// Gives a ticket.
+        /// Gives a warrant.
         #[prost(message, tag = "5")]
         Open(super::Open),
         #[prost(message, tag = "6")]
@@ -52,9 +52,9 @@ pub mod look {
         XattrNames(super::Nothing),
         #[prost(message, tag = "10")]
         Seek(super::Seek),
-        /// By ticket: the attributes of an open file, which may have no name any more.
+        /// By warrant: the attributes of an open file, which may have no name any more.
         #[prost(message, tag = "11")]
-        OpenAttributes(super::Ticket),
+        OpenAttributes(super::Warrant),
     }
 }
 
@@ -68,9 +68,9 @@ pub struct Named {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Ticket {
+pub struct Warrant {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -83,7 +83,7 @@ pub struct Open {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct List {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     /// 0, or the `next` of an entry.
     #[prost(uint64, tag = "2")]
     pub offset: u64,
@@ -95,7 +95,7 @@ pub struct List {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Seek {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
     /// SEEK_DATA or SEEK_HOLE.
@@ -201,7 +201,7 @@ pub struct Link {
 pub struct SetAttributes {
     /// Of the file that is open, if the size is set through one.
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(uint32, optional, tag = "2")]
     pub mode: Option<u32>,
     #[prost(uint32, optional, tag = "3")]
@@ -245,7 +245,7 @@ pub struct SetXattr {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Allocate {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(uint32, tag = "2")]
     pub mode: u32,
     #[prost(uint64, tag = "3")]
@@ -267,7 +267,7 @@ pub struct Answer {
     pub attributes: Option<Attributes>,
     /// Of what was opened.
     #[prost(bytes = "bytes", tag = "4")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     /// A link's target, an xattr's value, the names of xattrs each with a zero behind it.
     #[prost(bytes = "bytes", tag = "5")]
     pub content: Bytes,
@@ -362,7 +362,7 @@ pub struct Space {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Read {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
     #[prost(uint32, tag = "3")]
@@ -381,7 +381,7 @@ pub struct ReadReply {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Write {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
     #[prost(bytes = "bytes", tag = "3")]
@@ -404,11 +404,11 @@ pub struct WriteReply {
     pub written: u32,
 }
 
-/// `host.sync`: what was written through the ticket, and not only through it, is durable.
+/// `host.sync`: what was written through the warrant, and not only through it, is durable.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Sync {
     #[prost(bytes = "bytes", tag = "1")]
-    pub ticket: Bytes,
+    pub warrant: Bytes,
     #[prost(bool, tag = "2")]
     pub content_only: bool,
 }
@@ -423,7 +423,7 @@ pub struct SyncReply {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Release {
     #[prost(bytes = "bytes", repeated, tag = "1")]
-    pub tickets: Vec<Bytes>,
+    pub warrants: Vec<Bytes>,
 }
 
 /// `host.renew`: prolongs the client's lease on what it keeps of the called node, or begins one.

@@ -191,7 +191,7 @@ impl Authority {
         let client = client(&incoming)?;
         self.at_work(move |home| {
             let synced =
-                home.file(client, &request.ticket).and_then(|file| match request.content_only {
+                home.file(client, &request.warrant).and_then(|file| match request.content_only {
                     true => rustix::fs::fdatasync(&*file),
                     false => rustix::fs::fsync(&*file),
                 });
@@ -208,7 +208,7 @@ impl Authority {
         let client = client(&incoming)?;
         // The last close of a large file without a name frees it, which takes time.
         self.at_work(move |home| {
-            request.tickets.iter().for_each(|ticket| home.opens.released(client, ticket));
+            request.warrants.iter().for_each(|warrant| home.opens.released(client, warrant));
             wire::Nothing {}
         })
         .await
@@ -282,18 +282,18 @@ impl Authority {
         watched.is_some_and(|(place, fd)| self.grants.grant(client, lease, place, fd))
     }
 
-    fn granted_by(&self, client: NodeId, ticket: &[u8]) -> Result<Grant, Errno> {
-        self.key.open_ticket(client, ticket).ok_or(Errno::STALE)
+    fn granted_by(&self, client: NodeId, warrant: &[u8]) -> Result<Grant, Errno> {
+        self.key.open_warrant(client, warrant).ok_or(Errno::STALE)
     }
 
-    /// What a ticket opened, as it was opened or anew.
-    fn file(&self, client: NodeId, ticket: &Bytes) -> Result<Arc<OwnedFd>, Errno> {
-        if let Some(file) = self.opens.get(client, ticket) {
+    /// What a warrant opened, as it was opened or anew.
+    fn file(&self, client: NodeId, warrant: &Bytes) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(file) = self.opens.get(client, warrant) {
             return Ok(file);
         }
-        let grant = self.granted_by(client, ticket)?;
+        let grant = self.granted_by(client, warrant)?;
         let file = objects::open_granted(&self.places, &grant)?;
-        Ok(self.opens.reopened(client, ticket, file))
+        Ok(self.opens.reopened(client, warrant, file))
     }
 
     fn look_now(&self, asker: &Asker, request: wire::Look) -> wire::Answer {
@@ -311,7 +311,7 @@ impl Authority {
             Call::List(list) => return self.list(client, list),
             Call::Seek(seek) => return self.seek(client, seek),
             Call::OpenAttributes(open) => {
-                let status = super::places::status(&*self.file(client, &open.ticket)?)?;
+                let status = super::places::status(&*self.file(client, &open.warrant)?)?;
                 let attributes = Some(objects::attributes(&status));
                 return Ok(wire::Answer { attributes, ..wire::Answer::default() });
             }
@@ -344,29 +344,29 @@ impl Authority {
     }
 
     fn open(&self, asker: &Asker, object: &Object, flags: u32) -> Answered {
-        // A directory above the exports is listed by its ticket alone.
+        // A directory above the exports is listed by its warrant alone.
         if let place @ Place::Above { .. } = object.place() {
-            let ticket = self.key.ticket(asker.client, &Grant { place, access: 0 });
-            return Ok(wire::Answer { ticket, ..wire::Answer::default() });
+            let warrant = self.key.warrant(asker.client, &Grant { place, access: 0 });
+            return Ok(wire::Answer { warrant, ..wire::Answer::default() });
         }
         let opening = object.open(&asker.user, flags)?;
-        let ticket = self.opened(asker.client, opening);
-        Ok(wire::Answer { ticket, ..wire::Answer::default() })
+        let warrant = self.opened(asker.client, opening);
+        Ok(wire::Answer { warrant, ..wire::Answer::default() })
     }
 
     fn opened(&self, client: NodeId, opening: objects::Opening) -> Bytes {
-        let ticket = self.key.ticket(client, &opening.grant);
-        self.opens.opened(client, &ticket, opening.fd);
-        ticket
+        let warrant = self.key.warrant(client, &opening.grant);
+        self.opens.opened(client, &warrant, opening.fd);
+        warrant
     }
 
     fn list(&self, client: NodeId, list: &wire::List) -> Answered {
         let size = list.size.clamp(1024, wire::LISTING_SIZE_MAX) as usize;
-        if let Place::Above { path } = self.granted_by(client, &list.ticket)?.place {
+        if let Place::Above { path } = self.granted_by(client, &list.warrant)?.place {
             let entries = objects::list_above(&self.places, &path, list.offset);
             return Ok(wire::Answer { entries, ..wire::Answer::default() });
         }
-        let directory = self.file(client, &list.ticket)?;
+        let directory = self.file(client, &list.warrant)?;
         let attributes = Some(objects::attributes(&super::places::status(&*directory)?));
         let entries = objects::list(&*directory, list.offset, size)?;
         Ok(wire::Answer { entries, attributes, ..wire::Answer::default() })
@@ -379,7 +379,7 @@ impl Authority {
             libc::SEEK_HOLE => SeekFrom::Hole(seek.offset),
             _ => return Err(Errno::INVAL),
         };
-        let position = rustix::fs::seek(&*self.file(client, &seek.ticket)?, to)?;
+        let position = rustix::fs::seek(&*self.file(client, &seek.warrant)?, to)?;
         Ok(wire::Answer { position, ..wire::Answer::default() })
     }
 
@@ -417,9 +417,9 @@ impl Authority {
                 self.shown(client, &target)
             }
             Call::SetAttributes(set) => {
-                let open = match set.ticket.is_empty() {
+                let open = match set.warrant.is_empty() {
                     true => None,
-                    false => Some(self.file(client, &set.ticket)?),
+                    false => Some(self.file(client, &set.warrant)?),
                 };
                 object.set_attributes(user, &set, open.as_deref())?;
                 let attributes = Some(object.attributes()?);
@@ -432,7 +432,7 @@ impl Authority {
     }
 
     fn allocate(&self, asker: &Asker, allocate: &wire::Allocate) -> Answered {
-        let file = self.file(asker.client, &allocate.ticket)?;
+        let file = self.file(asker.client, &allocate.warrant)?;
         let mode = rustix::fs::FallocateFlags::from_bits(allocate.mode).ok_or(Errno::OPNOTSUPP)?;
         acting(&asker.user, || {
             rustix::fs::fallocate(&*file, mode, allocate.offset, allocate.length)
@@ -441,8 +441,8 @@ impl Authority {
     }
 
     fn created(&self, client: NodeId, (object, opening): (Object, objects::Opening)) -> Answered {
-        let ticket = self.opened(client, opening);
-        Ok(wire::Answer { ticket, ..self.shown(client, &object)? })
+        let warrant = self.opened(client, opening);
+        Ok(wire::Answer { warrant, ..self.shown(client, &object)? })
     }
 
     fn shown(&self, client: NodeId, object: &Object) -> Answered {
@@ -454,7 +454,7 @@ impl Authority {
     }
 
     fn read_now(&self, client: NodeId, request: &wire::Read) -> Result<Bytes, Errno> {
-        let file = self.file(client, &request.ticket)?;
+        let file = self.file(client, &request.warrant)?;
         let size = (request.size as usize).min(wire::CONTENT_SIZE_MAX);
         let mut content = Vec::with_capacity(size);
         while content.len() < size {
@@ -475,7 +475,7 @@ impl Authority {
     /// With the user's rights: root's would leave setuid bits where a user's write takes them away, and
     /// reach into what is reserved for root.
     fn write_now(&self, asker: &Asker, request: &wire::Write) -> Result<u32, Errno> {
-        let file = self.file(asker.client, &request.ticket)?;
+        let file = self.file(asker.client, &request.warrant)?;
         acting(&asker.user, || write_all(&file, request))?
     }
 }

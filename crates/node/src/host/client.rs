@@ -193,18 +193,18 @@ impl HostTrees {
         self.give_back();
     }
 
-    /// Tells homes which tickets are not needed any more.
+    /// Tells homes which warrants are not needed any more.
     fn give_back(&self) {
         let mut by_home: HashMap<NodeId, Vec<Bytes>> = HashMap::new();
-        for (home, ticket) in self.memory.take_released() {
-            by_home.entry(home).or_default().push(ticket);
+        for (home, warrant) in self.memory.take_released() {
+            by_home.entry(home).or_default().push(warrant);
         }
-        for (home, tickets) in by_home {
+        for (home, warrants) in by_home {
             let client = self.parts.client.clone();
             drop(tokio::spawn(async move {
                 let options = CallOptions::within(RELEASE_TIME_MAX).fail_fast();
                 // A home that is not told closes the file when it takes this node for dead, or needs the room.
-                let request = wire::Release { tickets };
+                let request = wire::Release { warrants };
                 let _ = client.call::<Release>(&Name::Node(home), request, &options).await;
             }));
         }
@@ -514,12 +514,12 @@ impl Call<'_> {
     fn shown(&self, node: NodeId, answer: wire::Answer) -> Result<Shown, Errno> {
         let attributes = answer.attributes.ok_or(Errno::PROTO)?;
         check_handle(&answer.handle)?;
-        let opened = match answer.ticket.is_empty() {
+        let opened = match answer.warrant.is_empty() {
             true => None,
             false => {
-                check_handle(&answer.ticket)?;
-                self.trees.memory.ticket_opened(node, &answer.ticket);
-                Some(self.enter_open(node, answer.ticket, open_flags(None, false))?)
+                check_handle(&answer.warrant)?;
+                self.trees.memory.warrant_opened(node, &answer.warrant);
+                Some(self.enter_open(node, answer.warrant, open_flags(None, false))?)
             }
         };
         let number = self.enter(Target { node, handle: answer.handle })?;
@@ -527,13 +527,13 @@ impl Call<'_> {
         Ok(Shown { entry, opened })
     }
 
-    fn enter_open(&self, node: NodeId, ticket: Bytes, flags: OpenFlags) -> Result<Opened, Errno> {
-        let entered = self.trees.table().open(OpenFile { node, ticket: ticket.clone() });
+    fn enter_open(&self, node: NodeId, warrant: Bytes, flags: OpenFlags) -> Result<Opened, Errno> {
+        let entered = self.trees.table().open(OpenFile { node, warrant: warrant.clone() });
         let entered = entered.map_err(|error| journal_failed(&error));
         match entered.and_then(|entered| entered.map_err(|_| Errno::NFILE)) {
             Ok(fh) => Ok(Opened { fh: Fh(fh), flags, backing: None }),
             Err(errno) => {
-                self.trees.memory.ticket_closed(node, ticket);
+                self.trees.memory.warrant_closed(node, warrant);
                 self.trees.give_back();
                 Err(errno)
             }
@@ -620,7 +620,7 @@ impl Call<'_> {
         if answer.errno as i32 == libc::ESTALE
             && let Some(open) = fh.and_then(|fh| self.open_file(fh).ok())
         {
-            let call = look::Call::OpenAttributes(wire::Ticket { ticket: open.ticket });
+            let call = look::Call::OpenAttributes(wire::Warrant { warrant: open.warrant });
             answer = self.ask(target, call, Ticket::NONE).await?;
         }
         let granted = answer.granted;
@@ -645,7 +645,7 @@ impl Call<'_> {
         let target = self.own_target()?;
         let open = set.fh.filter(|_| set.size.is_some()).and_then(|fh| self.open_file(fh).ok());
         let call = wire::SetAttributes {
-            ticket: open.map(|open| open.ticket).unwrap_or_default(),
+            warrant: open.map(|open| open.warrant).unwrap_or_default(),
             mode: set.mode.map(|mode| mode & 0o7777),
             uid: set.uid,
             gid: set.gid,
@@ -742,19 +742,19 @@ impl Call<'_> {
         let listing = flags & libc::O_DIRECTORY as u32 != 0;
         let ticket = if reads { self.ticket(target) } else { Ticket::NONE };
         let opener = self.opener(flags);
-        if let Some(ticket) = memory.ticket(target, &opener) {
+        if let Some(warrant) = memory.warrant(target, &opener) {
             let mode = open_flags(memory.opened(ticket, target), listing);
-            return self.enter_open(target.node, ticket, mode);
+            return self.enter_open(target.node, warrant, mode);
         }
         let call = look::Call::Open(wire::Open { flags });
         let answer = self.ask(target, call, ticket).await?;
-        let (granted, ticket) = (answer.granted, accepted(answer)?.ticket);
-        check_handle(&ticket)?;
-        memory.ticket_opened(target.node, &ticket);
+        let (granted, warrant) = (answer.granted, accepted(answer)?.warrant);
+        check_handle(&warrant)?;
+        memory.warrant_opened(target.node, &warrant);
         let ticket = if granted { ticket } else { Ticket::NONE };
-        memory.keep_ticket(ticket, target, opener, &ticket);
+        memory.keep_warrant(ticket, target, opener, &warrant);
         let mode = open_flags(memory.opened(ticket, target), listing);
-        self.enter_open(target.node, ticket, mode)
+        self.enter_open(target.node, warrant, mode)
     }
 
     /// Who would get the same answer to the same open.
@@ -769,7 +769,7 @@ impl Call<'_> {
     fn release(&self, fh: Fh) {
         let closed = self.trees.table().close(fh.0);
         let Ok(Some(file)) = closed.map_err(|error| journal_failed(&error)) else { return };
-        self.trees.memory.ticket_closed(file.node, file.ticket);
+        self.trees.memory.warrant_closed(file.node, file.warrant);
         self.trees.give_back();
     }
 
@@ -780,7 +780,7 @@ impl Call<'_> {
             let left = size - content.len() as u32;
             let at = offset.checked_add(content.len() as u64).ok_or(Errno::INVAL)?;
             let request =
-                wire::Read { ticket: file.ticket.clone(), offset: at, size: left.min(most) };
+                wire::Read { warrant: file.warrant.clone(), offset: at, size: left.min(most) };
             let reply = self.trees.ask::<Read>(file.node, request, &self.options_of_none()).await?;
             check(reply.errno)?;
             let came = reply.content.len() as u32;
@@ -797,7 +797,7 @@ impl Call<'_> {
         }
     }
 
-    /// For calls whose right is in the ticket.
+    /// For calls whose right is in the warrant.
     fn options_of_none(&self) -> CallOptions {
         let Header { uid, gid, .. } = self.header;
         let caller = Caller { node: None, uid, gid, groups: Vec::new() };
@@ -816,7 +816,7 @@ impl Call<'_> {
             let piece = rest.split_to(rest.len().min(wire::CONTENT_SIZE_MAX));
             let size = piece.len() as u32;
             let request = wire::Write {
-                ticket: file.ticket.clone(),
+                warrant: file.warrant.clone(),
                 offset: write.offset.checked_add(u64::from(done)).ok_or(Errno::FBIG)?,
                 content: piece,
                 append,
@@ -848,7 +848,8 @@ impl Call<'_> {
             return Ok(buffer);
         }
         let file = self.open_file(fh)?;
-        let list = wire::List { ticket: file.ticket, offset, size: size.min(wire::LISTING_SIZE_MAX) };
+        let list =
+            wire::List { warrant: file.warrant, offset, size: size.min(wire::LISTING_SIZE_MAX) };
         let target = self.own_target()?;
         let answer = self.look(&target, look::Call::List(list)).await?;
         // The directory's; what is mounted on a name has another one, as on a local disk.
@@ -905,7 +906,7 @@ impl Call<'_> {
             return Ok(());
         }
         let file = self.open_file(fh)?;
-        let request = wire::Sync { ticket: file.ticket, content_only };
+        let request = wire::Sync { warrant: file.warrant, content_only };
         let reply = self.trees.ask::<Sync>(file.node, request, &self.options_of_none()).await?;
         check(reply.errno)
     }
@@ -944,13 +945,13 @@ impl Call<'_> {
 
     async fn fallocate(&self, fh: Fh, offset: u64, length: u64, mode: u32) -> Result<(), Errno> {
         let (target, file) = (self.own_target()?, self.open_file(fh)?);
-        let call = wire::Allocate { ticket: file.ticket, mode, offset, length };
+        let call = wire::Allocate { warrant: file.warrant, mode, offset, length };
         self.change(&target, change::Call::Allocate(call)).await.map(drop)
     }
 
     async fn lseek(&self, fh: Fh, offset: u64, whence: u32) -> Result<u64, Errno> {
         let (target, file) = (self.own_target()?, self.open_file(fh)?);
-        let call = wire::Seek { ticket: file.ticket, offset, whence };
+        let call = wire::Seek { warrant: file.warrant, offset, whence };
         Ok(self.look(&target, look::Call::Seek(call)).await?.position)
     }
 }

@@ -1,6 +1,6 @@
 //! What this node keeps of other machines' files, under a lease of each home.
 //!
-//! Kept are attributes, names (also that there is none), links' targets, xattrs and tickets of files that were opened
+//! Kept are attributes, names (also that there is none), links' targets, xattrs and warrants of files that were opened
 //! for reading; and that the kernel's pages of a file, or its listing of a directory, are good. The home
 //! recalls all of an inode at once when anything about it changes.
 //!
@@ -31,8 +31,8 @@ const KNOWN_MAX: usize = 1 << 17;
 const NAMES_MAX: usize = 1 << 14;
 /// Extended attributes that are kept of one inode.
 const XATTRS_MAX: usize = 16;
-/// Tickets that are kept of one file.
-const TICKETS_MAX: usize = 8;
+/// Warrants that are kept of one file.
+const WARRANTS_MAX: usize = 8;
 /// Recalls whose inodes are remembered, of one home. An answer that is older is not kept.
 const RECENT_MAX: usize = 4096;
 /// What was recalled is not kept again for so long: two that change it in turn would only take it from each other.
@@ -74,7 +74,7 @@ pub struct Known {
     pub link: Option<Bytes>,
     /// What the kernel has of the content is good.
     pages: bool,
-    tickets: Vec<(Opener, Bytes)>,
+    warrants: Vec<(Opener, Bytes)>,
 }
 
 #[derive(Default)]
@@ -95,11 +95,11 @@ struct State {
     homes: HashMap<NodeId, Home>,
     known: HashMap<Target, Known>,
     held: HashMap<(NodeId, Bytes), Held>,
-    /// Tickets to be given back, once for each open.
+    /// Warrants to be given back, once for each open.
     released: Vec<(NodeId, Bytes)>,
 }
 
-/// A ticket in use.
+/// A warrant in use.
 #[derive(Default)]
 struct Held {
     /// Open files here, and one more while it is kept for the next open.
@@ -242,39 +242,39 @@ impl Memory {
     }
 
     /// The home opened it: for an open file here.
-    pub fn ticket_opened(&self, home: NodeId, ticket: &Bytes) {
+    pub fn warrant_opened(&self, home: NodeId, warrant: &Bytes) {
         let mut state = self.state();
-        let held = state.held.entry((home, ticket.clone())).or_default();
+        let held = state.held.entry((home, warrant.clone())).or_default();
         held.users += 1;
         held.opens += 1;
     }
 
-    /// A ticket for one more open file here, without asking the home.
-    pub fn ticket(&self, about: &Target, opener: &Opener) -> Option<Bytes> {
-        let ticket = self.look(about, opener.uid, |known, _| known.ticket(opener))?;
+    /// A warrant for one more open file here, without asking the home.
+    pub fn warrant(&self, about: &Target, opener: &Opener) -> Option<Bytes> {
+        let warrant = self.look(about, opener.uid, |known, _| known.warrant(opener))?;
         let mut state = self.state();
         // It may have been given back meanwhile.
-        state.held.get_mut(&(about.node, ticket.clone()))?.users += 1;
-        Some(ticket)
+        state.held.get_mut(&(about.node, warrant.clone()))?.users += 1;
+        Some(warrant)
     }
 
-    /// Keeps a ticket for the next open by the same.
-    pub fn keep_ticket(&self, ticket: Ticket, about: &Target, opener: Opener, ticket: &Bytes) {
+    /// Keeps a warrant for the next open by the same.
+    pub fn keep_warrant(&self, ticket: Ticket, about: &Target, opener: Opener, warrant: &Bytes) {
         let mut state = self.state();
         let Some(known) = state.admit(ticket, about) else { return };
-        if known.tickets.len() >= TICKETS_MAX || known.ticket(&opener).is_some() {
+        if known.warrants.len() >= WARRANTS_MAX || known.warrant(&opener).is_some() {
             return;
         }
-        known.tickets.push((opener, ticket.clone()));
-        state.held.entry((about.node, ticket.clone())).or_default().users += 1;
+        known.warrants.push((opener, warrant.clone()));
+        state.held.entry((about.node, warrant.clone())).or_default().users += 1;
     }
 
     /// An open file here was closed.
-    pub fn ticket_closed(&self, home: NodeId, ticket: Bytes) {
-        self.state().let_go(home, ticket);
+    pub fn warrant_closed(&self, home: NodeId, warrant: Bytes) {
+        self.state().let_go(home, warrant);
     }
 
-    /// Tickets to be given back.
+    /// Warrants to be given back.
     pub fn take_released(&self) -> Vec<(NodeId, Bytes)> {
         std::mem::take(&mut self.state().released)
     }
@@ -297,23 +297,23 @@ impl State {
         }
         let known = self.known.entry(about.clone()).or_default();
         if known.lease != ticket.lease {
-            let tickets = std::mem::take(&mut known.tickets);
+            let warrants = std::mem::take(&mut known.warrants);
             *known = Known { lease: ticket.lease, ..Known::default() };
-            tickets.into_iter().for_each(|(_, ticket)| self.let_go(about.node, ticket));
+            warrants.into_iter().for_each(|(_, warrant)| self.let_go(about.node, warrant));
         }
         self.known.get_mut(about)
     }
 
     fn drop_known(&mut self, target: &Target) {
         if let Some(known) = self.known.remove(target) {
-            known.tickets.into_iter().for_each(|(_, ticket)| self.let_go(target.node, ticket));
+            known.warrants.into_iter().for_each(|(_, warrant)| self.let_go(target.node, warrant));
         }
     }
 
     /// One user less. With the last one it is given back, once for each time that the home opened it: of what an
     /// earlier daemon opened, that is once for each close.
-    fn let_go(&mut self, home: NodeId, ticket: Bytes) {
-        let key = (home, ticket);
+    fn let_go(&mut self, home: NodeId, warrant: Bytes) {
+        let key = (home, warrant);
         let Some(held) = self.held.get_mut(&key) else { return self.released.push(key) };
         held.users = held.users.saturating_sub(1);
         if held.users == 0 {
@@ -348,9 +348,9 @@ impl Known {
         }
     }
 
-    fn ticket(&self, opener: &Opener) -> Option<Bytes> {
-        let found = self.tickets.iter().find(|(by, _)| by == opener);
-        found.map(|(_, ticket)| ticket.clone())
+    fn warrant(&self, opener: &Opener) -> Option<Bytes> {
+        let found = self.warrants.iter().find(|(by, _)| by == opener);
+        found.map(|(_, warrant)| warrant.clone())
     }
 }
 
@@ -449,27 +449,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pages_are_good_from_the_first_open_to_the_recall_and_tickets_go_back() {
+    async fn pages_are_good_from_the_first_open_to_the_recall_and_warrants_go_back() {
         let memory = live();
         let ticket = || memory.ticket(&target("a"), 1).0;
         assert_eq!(memory.opened(Ticket::NONE, &target("a")), None);
         assert_eq!(memory.opened(ticket(), &target("a")), Some(false));
         assert_eq!(memory.opened(ticket(), &target("a")), Some(true));
         let opener = Opener { uid: 1, gid: 1, groups: vec![], flags: 0 };
-        let ticket = Bytes::from_static(b"t");
-        memory.ticket_opened(HOME, &ticket);
-        memory.keep_ticket(ticket(), &target("a"), opener.clone(), &ticket);
+        let warrant = Bytes::from_static(b"t");
+        memory.warrant_opened(HOME, &warrant);
+        memory.keep_warrant(ticket(), &target("a"), opener.clone(), &warrant);
         let other = Opener { groups: vec![4], ..opener.clone() };
-        let found = |opener: &Opener| memory.ticket(&target("a"), opener);
-        assert_eq!((found(&opener), found(&other)), (Some(ticket.clone()), None));
+        let found = |opener: &Opener| memory.warrant(&target("a"), opener);
+        assert_eq!((found(&opener), found(&other)), (Some(warrant.clone()), None));
         memory.recall(HOME, &[target("a").handle], false);
-        memory.ticket_closed(HOME, ticket.clone());
+        memory.warrant_closed(HOME, warrant.clone());
         assert_eq!(memory.take_released(), [], "it is open still");
-        memory.ticket_closed(HOME, ticket.clone());
-        assert_eq!(memory.take_released(), [(HOME, ticket.clone())]);
+        memory.warrant_closed(HOME, warrant.clone());
+        assert_eq!(memory.take_released(), [(HOME, warrant.clone())]);
         // One that an earlier daemon opened.
-        memory.ticket_closed(HOME, ticket.clone());
-        assert_eq!(memory.take_released(), [(HOME, ticket)]);
+        memory.warrant_closed(HOME, warrant.clone());
+        assert_eq!(memory.take_released(), [(HOME, warrant)]);
         tokio::time::advance(RESTLESS * 2).await;
         assert_eq!(memory.opened(ticket(), &target("a")), Some(false));
     }

@@ -12,9 +12,9 @@
 //! - `grants`: what other nodes keep of this machine's files, and taking it back
 //! - `memory`: what this node keeps of theirs
 //! - `opens`: descriptors and answers that are kept for clients
-//! - `seal`: handles and tickets that nobody can forge
+//! - `seal`: handles and warrants that nobody can forge
 //!
-//! Invariants: a home follows no symbolic link and no `..`; what is not exported has no handle; a ticket gives
+//! Invariants: a home follows no symbolic link and no `..`; what is not exported has no handle; a warrant gives
 //! no more than what was opened. `/n/OWN` is a link to `/`, so no daemon waits for itself.
 //!
 //! Leaves out on purpose: device nodes and setuid programs of other machines (the mount is nosuid, nodev),

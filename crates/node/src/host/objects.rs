@@ -2,7 +2,7 @@
 //!
 //! An [`Object`] is open as a place only (O_PATH): having it is no right. What needs a right is done with the
 //! caller's; the daemon's own are used for finding a file by handle, for looking at its attributes, and for what
-//! a ticket says was allowed at open.
+//! a warrant says was allowed at open.
 //!
 //! Invariants: one component at a time, none of them `.` or `..`, no symbolic link; a mount is judged before it
 //! is entered; whatever leaves with a handle was judged.

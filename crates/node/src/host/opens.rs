@@ -1,6 +1,6 @@
 //! What is kept here for clients: descriptors of what they have open, and the answers to their last changes.
 //!
-//! Neither has to survive this daemon. A descriptor that is not here any more is opened anew from its ticket,
+//! Neither has to survive this daemon. A descriptor that is not here any more is opened anew from its warrant,
 //! unless the file has lost its last name. A change that comes again after its answer was dropped is carried
 //! out again.
 
@@ -35,7 +35,7 @@ pub struct Opens {
 
 #[derive(Default)]
 struct Descriptors {
-    by_ticket: HashMap<(NodeId, Bytes), Held>,
+    by_warrant: HashMap<(NodeId, Bytes), Held>,
     /// The same in the order of their last use.
     by_use: BTreeMap<u64, (NodeId, Bytes)>,
     clock: u64,
@@ -51,31 +51,31 @@ impl Default for Opens {
 
 impl Opens {
     /// A client opened it once more.
-    pub fn opened(&self, client: NodeId, ticket: &Bytes, file: OwnedFd) {
+    pub fn opened(&self, client: NodeId, warrant: &Bytes, file: OwnedFd) {
         let mut held = self.held();
-        held.enter(client, ticket, Arc::new(file)).opens += 1;
+        held.enter(client, warrant, Arc::new(file)).opens += 1;
         held.shrink(self.descriptors_max);
     }
 
-    pub fn get(&self, client: NodeId, ticket: &Bytes) -> Option<Arc<OwnedFd>> {
-        self.held().touch(client, ticket)
+    pub fn get(&self, client: NodeId, warrant: &Bytes) -> Option<Arc<OwnedFd>> {
+        self.held().touch(client, warrant)
     }
 
     /// What had to be opened anew.
-    pub fn reopened(&self, client: NodeId, ticket: &Bytes, file: OwnedFd) -> Arc<OwnedFd> {
+    pub fn reopened(&self, client: NodeId, warrant: &Bytes, file: OwnedFd) -> Arc<OwnedFd> {
         let mut held = self.held();
-        let file = held.enter(client, ticket, Arc::new(file)).file.clone();
+        let file = held.enter(client, warrant, Arc::new(file)).file.clone();
         held.shrink(self.descriptors_max);
         file
     }
 
     /// A client closed it.
-    pub fn released(&self, client: NodeId, ticket: &Bytes) {
+    pub fn released(&self, client: NodeId, warrant: &Bytes) {
         let mut held = self.held();
-        if let Some(entry) = held.by_ticket.get_mut(&(client, ticket.clone())) {
+        if let Some(entry) = held.by_warrant.get_mut(&(client, warrant.clone())) {
             entry.opens = entry.opens.saturating_sub(1);
             if entry.opens == 0 {
-                held.remove(&(client, ticket.clone()));
+                held.remove(&(client, warrant.clone()));
             }
         }
     }
@@ -84,14 +84,14 @@ impl Opens {
     pub fn keep_only(&self, lives: impl Fn(NodeId) -> bool) {
         let mut held = self.held();
         let gone: Vec<_> =
-            held.by_ticket.keys().filter(|(node, _)| !lives(*node)).cloned().collect();
+            held.by_warrant.keys().filter(|(node, _)| !lives(*node)).cloned().collect();
         for key in gone {
             held.remove(&key);
         }
     }
 
     pub fn count(&self) -> usize {
-        self.held().by_ticket.len()
+        self.held().by_warrant.len()
     }
 
     fn held(&self) -> MutexGuard<'_, Descriptors> {
@@ -100,20 +100,20 @@ impl Opens {
 }
 
 impl Descriptors {
-    fn enter(&mut self, client: NodeId, ticket: &Bytes, file: Arc<OwnedFd>) -> &mut Held {
-        let key = (client, ticket.clone());
+    fn enter(&mut self, client: NodeId, warrant: &Bytes, file: Arc<OwnedFd>) -> &mut Held {
+        let key = (client, warrant.clone());
         self.clock += 1;
         let used = self.clock;
         let fresh = Held { file, opens: 0, used };
-        let held = self.by_ticket.entry(key.clone()).or_insert(fresh);
+        let held = self.by_warrant.entry(key.clone()).or_insert(fresh);
         self.by_use.remove(&held.used);
         held.used = used;
         self.by_use.insert(used, key);
         held
     }
 
-    fn touch(&mut self, client: NodeId, ticket: &Bytes) -> Option<Arc<OwnedFd>> {
-        let held = self.by_ticket.get_mut(&(client, ticket.clone()))?;
+    fn touch(&mut self, client: NodeId, warrant: &Bytes) -> Option<Arc<OwnedFd>> {
+        let held = self.by_warrant.get_mut(&(client, warrant.clone()))?;
         self.clock += 1;
         if let Some(key) = self.by_use.remove(&held.used) {
             self.by_use.insert(self.clock, key);
@@ -123,15 +123,15 @@ impl Descriptors {
     }
 
     fn remove(&mut self, key: &(NodeId, Bytes)) {
-        if let Some(held) = self.by_ticket.remove(key) {
+        if let Some(held) = self.by_warrant.remove(key) {
             self.by_use.remove(&held.used);
         }
     }
 
     fn shrink(&mut self, max: usize) {
-        while self.by_ticket.len() > max {
+        while self.by_warrant.len() > max {
             let Some((_, key)) = self.by_use.pop_first() else { return };
-            self.by_ticket.remove(&key);
+            self.by_warrant.remove(&key);
         }
     }
 }
@@ -234,17 +234,17 @@ mod tests {
     #[test]
     fn a_descriptor_lives_until_its_last_close_or_its_client_is_gone() {
         let opens = Opens { held: Mutex::default(), descriptors_max: 3 };
-        let (a, ticket) = (NodeId(1), Bytes::from_static(b"t"));
-        opens.opened(a, &ticket, file());
-        opens.opened(a, &ticket, file());
-        assert!(opens.get(NodeId(2), &ticket).is_none(), "it is this client's alone");
-        opens.released(a, &ticket);
-        assert!(opens.get(a, &ticket).is_some());
-        opens.released(a, &ticket);
-        assert!(opens.get(a, &ticket).is_none());
-        opens.released(a, &ticket);
-        opens.opened(a, &ticket, file());
-        opens.opened(NodeId(2), &ticket, file());
+        let (a, warrant) = (NodeId(1), Bytes::from_static(b"t"));
+        opens.opened(a, &warrant, file());
+        opens.opened(a, &warrant, file());
+        assert!(opens.get(NodeId(2), &warrant).is_none(), "it is this client's alone");
+        opens.released(a, &warrant);
+        assert!(opens.get(a, &warrant).is_some());
+        opens.released(a, &warrant);
+        assert!(opens.get(a, &warrant).is_none());
+        opens.released(a, &warrant);
+        opens.opened(a, &warrant, file());
+        opens.opened(NodeId(2), &warrant, file());
         opens.keep_only(|node| node == NodeId(2));
         assert_eq!(opens.count(), 1);
         // The one that was not used for longest goes.
@@ -253,7 +253,7 @@ mod tests {
             assert!(opens.get(a, &Bytes::from_static(b"x")).is_some());
         }
         assert_eq!(opens.count(), 3);
-        assert!(opens.get(NodeId(2), &ticket).is_none());
+        assert!(opens.get(NodeId(2), &warrant).is_none());
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Handles and tickets that nobody but this node can make.
+//! Handles and warrants that nobody but this node can make.
 //!
 //! Each holds all that is needed to find the file again, and a MAC under a key that does not leave this
 //! machine, bound to the node that it was given to. So nothing has to be remembered of what was given, and what
@@ -47,7 +47,7 @@ pub struct Grant {
 #[derive(Clone, Copy)]
 enum Purpose {
     Handle = 1,
-    Ticket = 2,
+    Warrant = 2,
 }
 
 pub struct Key([u8; blake3::KEY_LEN]);
@@ -75,13 +75,13 @@ impl Key {
         Place::decode(self.unseal(Purpose::Handle, client, sealed)?)
     }
 
-    pub fn ticket(&self, client: NodeId, grant: &Grant) -> Bytes {
+    pub fn warrant(&self, client: NodeId, grant: &Grant) -> Bytes {
         let body = grant.place.encode(grant.access.to_le_bytes().to_vec());
-        self.seal(Purpose::Ticket, client, body)
+        self.seal(Purpose::Warrant, client, body)
     }
 
-    pub fn open_ticket(&self, client: NodeId, sealed: &[u8]) -> Option<Grant> {
-        let body = self.unseal(Purpose::Ticket, client, sealed)?;
+    pub fn open_warrant(&self, client: NodeId, sealed: &[u8]) -> Option<Grant> {
+        let body = self.unseal(Purpose::Warrant, client, sealed)?;
         let (access, place) = body.split_first_chunk()?;
         Some(Grant { access: u32::from_le_bytes(*access), place: Place::decode(place)? })
     }
@@ -201,12 +201,12 @@ mod tests {
             let handle = key.handle(mine, &place);
             assert_eq!(key.open_handle(mine, &handle), Some(place.clone()));
             assert_eq!(key.open_handle(other, &handle), None);
-            assert_eq!(key.open_ticket(mine, &handle), None);
+            assert_eq!(key.open_warrant(mine, &handle), None);
             assert_eq!(super::tests::key("/home").open_handle(mine, &handle), None);
             let grant = Grant { place, access: 2 };
-            let ticket = key.ticket(mine, &grant);
-            assert_eq!(key.open_ticket(mine, &ticket), Some(grant));
-            assert_eq!(key.open_handle(mine, &ticket), None);
+            let warrant = key.warrant(mine, &grant);
+            assert_eq!(key.open_warrant(mine, &warrant), Some(grant));
+            assert_eq!(key.open_handle(mine, &warrant), None);
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
         fn hostile_bytes_are_refused(bytes: Vec<u8>, at: usize, bit in 0u8..8) {
             let key = key("/");
             prop_assert_eq!(key.open_handle(NodeId(1), &bytes), None);
-            prop_assert_eq!(key.open_ticket(NodeId(1), &bytes), None);
+            prop_assert_eq!(key.open_warrant(NodeId(1), &bytes), None);
             let _ = Place::decode(&bytes);
             for place in places() {
                 let mut handle = key.handle(NodeId(1), &place).to_vec();

@@ -1,6 +1,6 @@
 //! What the kernel knows of `/n` by number: the inodes that it was shown and the files that it has open.
 //!
-//! An inode's number stands for a handle of some home, an open file's for a ticket. The kernel never says again
+//! An inode's number stands for a handle of some home, an open file's for a warrant. The kernel never says again
 //! what a number meant, so each is appended to a journal under the run directory (tmpfs: it lives as long as
 //! the machine) *before* the kernel is answered, and the next daemon reads it and goes on.
 //!
@@ -42,7 +42,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFile {
     pub node: NodeId,
-    pub ticket: Bytes,
+    pub warrant: Bytes,
 }
 
 struct Shown {
@@ -263,7 +263,7 @@ impl Record {
             }
             Record::Looked { number } => (3, *number, 0, 0, &nothing),
             Record::Forgot { number, lookups } => (4, *number, *lookups, 0, &nothing),
-            Record::Opened { number, file } => (5, *number, 0, file.node.0, &file.ticket),
+            Record::Opened { number, file } => (5, *number, 0, file.node.0, &file.warrant),
             Record::Closed { number } => (6, *number, 0, 0, &nothing),
         };
         let mut record = Vec::with_capacity(HEAD_SIZE + bytes.len());
@@ -291,7 +291,7 @@ impl Record {
             2 => Record::Shown { number, lookups, target: Target { node, handle: bytes } },
             3 => Record::Looked { number },
             4 => Record::Forgot { number, lookups },
-            5 => Record::Opened { number, file: OpenFile { node, ticket: bytes } },
+            5 => Record::Opened { number, file: OpenFile { node, warrant: bytes } },
             6 => Record::Closed { number },
             _ => return None,
         };
@@ -319,7 +319,7 @@ mod tests {
     }
 
     fn file(name: &'static str) -> OpenFile {
-        OpenFile { node: NodeId(3), ticket: Bytes::from_static(name.as_bytes()) }
+        OpenFile { node: NodeId(3), warrant: Bytes::from_static(name.as_bytes()) }
     }
 
     fn path(dir: &tempfile::TempDir) -> PathBuf {
@@ -377,7 +377,7 @@ mod tests {
             let (node, bytes) = (NodeId(node), Bytes::from(bytes));
             let records = [
                 Record::Shown { number, lookups, target: Target { node, handle: bytes.clone() } },
-                Record::Opened { number, file: OpenFile { node, ticket: bytes } },
+                Record::Opened { number, file: OpenFile { node, warrant: bytes } },
                 Record::Forgot { number, lookups },
             ];
             for record in records {
