@@ -193,11 +193,12 @@ impl Files {
         let seen = self.look(|tree| {
             let (inodes, standing) = self.standing(tree, about(tree));
             let shown = match standing {
-                Standing::Ours => registry.ungranted() == 0,
+                Standing::Ours => true,
                 Standing::Theirs(_) => false,
                 Standing::Free => registry.unsettled(&inodes) == 0,
             };
-            (shown && registry.holds_lease()).then(|| look(tree, Trust::Kernel))
+            (shown && registry.ungranted() == 0 && registry.holds_lease())
+                .then(|| look(tree, Trust::Kernel))
         });
         match seen {
             Some(seen) if registry.holds_lease() => Ok(seen),
@@ -221,18 +222,19 @@ impl Files {
                 let (inodes, standing) = self.standing(tree, about(tree));
                 (look(tree, Trust::Nobody), inodes, standing)
             });
-            match standing {
-                Standing::Theirs(holder) => self.log.reclaim(holder, &inodes, deadline).await?,
-                Standing::Free => {
-                    self.settled(&inodes, deadline).await?;
-                    return Ok(seen);
+            let unsettled = match standing {
+                Standing::Theirs(holder) => {
+                    self.log.reclaim(holder, &inodes, deadline).await?;
+                    continue;
                 }
-                Standing::Ours => {
-                    let granted = registry.ungranted();
-                    registry.settle(granted, left(deadline)).await?;
-                    return Ok(seen);
-                }
+                Standing::Free => registry.unsettled(&inodes),
+                Standing::Ours => 0,
+            };
+            match unsettled.max(registry.ungranted()) {
+                0 => {}
+                index => registry.settle(index, left(deadline)).await?,
             }
+            return Ok(seen);
         }
     }
 

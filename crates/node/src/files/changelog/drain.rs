@@ -144,9 +144,11 @@ impl ChangeLog {
     async fn gather(&self) {
         loop {
             let (ready, due) = {
-                let inner = self.inner();
-                let due = inner.oldest.unwrap_or_else(Instant::now) + DELAY;
-                (inner.demanded || inner.content > CONTENT_WAITING_MAX, due)
+                let mut inner = self.inner();
+                let due = *inner.oldest.get_or_insert_with(Instant::now) + DELAY;
+                // Who still waits after a batch demands the next one.
+                let demanded = std::mem::take(&mut inner.demanded);
+                (demanded || inner.content > CONTENT_WAITING_MAX, due)
             };
             let pending = self
                 .parts
@@ -348,9 +350,12 @@ impl ChangeLog {
     }
 
     fn advance(&self) {
-        let empty = self.is_empty();
+        // Changes are made under the same lock.
         let mut inner = self.inner();
-        inner.demanded &= !empty;
+        let empty = self.is_empty();
+        if empty {
+            inner.content = 0;
+        }
         if empty
             && inner.journal.bytes() > JOURNAL_IDLE_MAX
             && let Err(error) = inner.journal.clear()

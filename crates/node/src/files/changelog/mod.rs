@@ -352,10 +352,7 @@ impl ChangeLog {
             return Tried::Directly;
         }
         match self.apply(inner, call, command) {
-            Ok(reply) => {
-                inner.content += length_of(command);
-                Tried::Done(reply)
-            }
+            Ok(reply) => Tried::Done(reply),
             Err(Refusal::Full) => Tried::Later,
             Err(Refusal::NoNumber) => Tried::Renew,
             Err(Refusal::NotCovered) => Tried::Directly,
@@ -377,7 +374,7 @@ impl ChangeLog {
 
     fn apply(&self, inner: &mut Inner, call: u64, command: &Command) -> Result<TreeReply, Refusal> {
         let (time, journal) = (inner.clock.now(), &mut inner.journal);
-        let (reply, pending) = self.parts.registry.with_local(|confirmed, local| {
+        let (reply, pending, kept) = self.parts.registry.with_local(|confirmed, local| {
             let view = match local {
                 Some(view) => view,
                 None => {
@@ -405,10 +402,11 @@ impl ChangeLog {
             if pending == 0 {
                 *local = None;
             }
-            made.map(|(reply, _)| (reply, pending))
+            made.map(|(reply, change)| (reply, pending, change.is_some()))
         })?;
-        if pending > 0 {
+        if kept {
             inner.oldest.get_or_insert_with(Instant::now);
+            inner.content += length_of(command);
         }
         if pending == 1 || pending >= drain::BATCH_CHANGES_MAX {
             self.work.notify_one();
