@@ -190,7 +190,7 @@ fn flipped_bits_are_never_served_and_always_mended() {
 
     // Damaged everywhere: an error, and never what was not written.
     let marker = b"this is written once and damaged thrice";
-    playground.does("n1", &format!("echo '{}' > /unum/once", text(marker)));
+    playground.does("n1", &format!("echo '{}' > /unum/once; sync /unum/once", text(marker)));
     for machine in ["n1", "n2", "n3"] {
         assert_eq!(flip_in(&playground, machine, marker), 1, "{machine}");
     }
