@@ -41,6 +41,8 @@ pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 pub const INODE_BATCH_MAX: usize = 1024;
 /// Inodes that one command has a write lease cover, besides those that it names.
 pub const LEASED_BELOW_MAX: u32 = 4096;
+/// Entries that such a command looks at for each of them.
+pub const LEASED_BELOW_LOOKS: usize = 16;
 /// Inode numbers that come with a write lease. When they are used up the node needs a new lease.
 pub const LEASE_INODES: u64 = 1 << 20;
 /// Changes under a write lease in one command.

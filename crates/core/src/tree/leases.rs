@@ -27,7 +27,9 @@ use unum_proto::tree::{
 use super::Tree;
 use super::error::TreeError;
 use super::inode::Kind;
-use crate::limits::{DRAIN_CHANGES_MAX, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_MAX};
+use crate::limits::{
+    DRAIN_CHANGES_MAX, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_LOOKS, LEASED_BELOW_MAX,
+};
 use crate::time::Time;
 
 /// A live write lease.
@@ -178,20 +180,25 @@ impl Tree {
         let mut covered: Vec<Ino> = named.iter().copied().collect();
         let mut seen = named;
         let mut left = command.below as usize;
+        let mut looks = left.saturating_mul(LEASED_BELOW_LOOKS);
         let mut directories: VecDeque<Ino> = command.inos.iter().copied().map(Ino).collect();
         while let Some(ino) = directories.pop_front() {
             let Ok(directory) = self.directory(ino) else { continue };
             for (_, entry) in directory.after(0) {
-                if left == 0 {
+                if left == 0 || looks == 0 {
                     return covered;
                 }
-                left -= 1;
-                if !free(&entry.ino) || !seen.insert(entry.ino) {
+                looks -= 1;
+                if !seen.insert(entry.ino) {
                     continue;
                 }
-                covered.push(entry.ino);
+                // Below what is covered already there may be what is not.
                 if entry.kind == Kind::Directory {
                     directories.push_back(entry.ino);
+                }
+                if free(&entry.ino) {
+                    left -= 1;
+                    covered.push(entry.ino);
                 }
             }
         }

@@ -356,3 +356,26 @@ fn a_node_that_is_declared_down_loses_what_it_had_not_drained() {
     assert!(tree.lookup(a, b"two").is_ok());
     assert_eq!(tree.lookup(a, b"three"), Err(TreeError::NotFound));
 }
+
+#[test]
+fn what_is_below_is_covered_in_several_steps() {
+    let mut cluster = Cluster::new();
+    let mut make = |parent: Ino, name: String, kind: Kind| {
+        let (name, kind) = (bytes(&name), kind.to_proto() as i32);
+        let create = Create { parent: parent.0, name, kind, ..Create::default() };
+        let reply = cluster.commit(NodeId(2), Command::Create(create));
+        inode_of(outcome(&reply).expect("made"))
+    };
+    let d = make(ROOT, "d".into(), Kind::Directory);
+    let files: Vec<Ino> = (0..7).map(|n| make(d, n.to_string(), Kind::Regular)).collect();
+    let mut acquire = |inos: &[Ino]| {
+        let inos = inos.iter().map(|ino| ino.0).collect();
+        let acquire = Command::AcquireLease(AcquireLease { inos, below: 2 });
+        let reply = cluster.commit(NodeId(1), acquire);
+        let Ok(Outcome::Leased(leased)) = outcome(&reply) else { panic!("{reply:?}") };
+        leased.inos.len()
+    };
+    assert_eq!(acquire(&[d, files[0]]), 4, "the two that are named, and two more");
+    assert_eq!(acquire(&[d, files[3]]), 3, "the directory is covered already");
+    assert_eq!(acquire(&[d]), 1, "the last one");
+}

@@ -91,18 +91,17 @@ impl ChangeLog {
     pub(super) async fn acquire(&self, inos: &[Ino], deadline: Instant) -> Result<(), FileError> {
         let _turn = self.turn(deadline).await?;
         let registry = &self.parts.registry;
-        let free: Vec<u64> = registry.read_tree(|tree| {
-            let free = inos.iter().filter(|ino| tree.holder_of(**ino).is_none());
-            free.map(|ino| ino.0).collect()
-        });
-        if free.is_empty() {
+        let node = self.parts.node;
+        if registry.read_tree(|tree| inos.iter().all(|ino| tree.holder_of(*ino) == Some(node))) {
             return Ok(());
         }
         let narrow = self.inner().contention.is_recent(Instant::now());
         let below = if narrow { 0 } else { BELOW };
         // What is being granted must not be used before all others have dropped it from their caches.
         let _closed = self.close();
-        let acquire = Command::AcquireLease(AcquireLease { inos: free, below });
+        // A directory that is covered already is named, too: its neighbours are covered along.
+        let inos = inos.iter().map(|ino| ino.0).collect();
+        let acquire = Command::AcquireLease(AcquireLease { inos, below });
         match self.command(acquire, deadline).await {
             Ok((Outcome::Leased(leased), index)) => {
                 registry.settle(index, left(deadline)).await?;

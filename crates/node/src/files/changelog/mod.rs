@@ -147,7 +147,7 @@ enum Tried {
 enum Standing {
     Ours,
     Theirs(NodeId, Vec<Ino>),
-    /// Nobody has these covered.
+    /// Nobody else has these covered, and this node not all of them.
     Free(Vec<Ino>),
     /// No lease allows this command to be kept back.
     Public,
@@ -461,7 +461,7 @@ fn standing(tree: &Tree, node: NodeId, command: &Command) -> Standing {
     if !tree.may_be_unheard(command) || !inos.iter().all(lenient) {
         return Standing::Public;
     }
-    Standing::Free(inos.into_iter().filter(|ino| tree.holder_of(*ino).is_none()).collect())
+    Standing::Free(inos)
 }
 
 /// Bytes of the contents that come with a change.
