@@ -30,7 +30,7 @@ pub use decode::{DecodeError, Decoded, Dialect, decode};
 pub use device::Device;
 pub use directory::{Added, DirectoryBuffer};
 pub use ledger::{Ledger, Outline, Trusted};
-pub use mount::{ConnectionId, MountOptions, Unmount, mount, unmount};
+pub use mount::{ConnectionId, MountOptions, Unmount, mount, unescape, unmount};
 pub use notify::{Cached, Discard, Notifier, NotifyError};
 pub use operation::{
     CopyFileRange, Forgotten, Header, InitOffer, Operation, Release, SetAttr, SetTime, Write,

@@ -166,8 +166,9 @@ fn connection_of(line: &[u8], at: &Path) -> Option<ConnectionId> {
     device.split_once(':')?.1.parse().ok().map(ConnectionId)
 }
 
-/// Blanks, tabs, newlines and backslashes are written as `\` and three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
+/// A field of the mount table as it is meant: blanks, tabs, newlines and backslashes are written there as `\`
+/// and three octal digits (proc_pid_mountinfo(5)).
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, after)) = rest.split_first() {
