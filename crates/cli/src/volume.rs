@@ -5,6 +5,9 @@
 //!
 //! Others may change names while a tree is walked, so each one is opened without following symbolic links or
 //! leaving the mount, and what was opened is what is set.
+//!
+//! Leaves out on purpose: directories whose path below the one that was named is longer than PATH_MAX. They
+//! are told as failed, and can be named by a working directory.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -328,15 +331,16 @@ impl<'a> Walk<'a> {
             return;
         }
         self.walked.failed += 1;
-        let path = self.root.join(path.strip_prefix(".").unwrap_or(path));
-        match self.walked.failed {
-            failed if failed < FAILURES_TOLD_MAX => {
-                self.clear_progress();
-                self.out.note(&refused(&path, SETTING, why).what);
-            }
-            FAILURES_TOLD_MAX => self.out.note("more is not told one by one"),
-            _ => {}
+        let untold = self.walked.failed.saturating_sub(FAILURES_TOLD_MAX);
+        if untold > 1 {
+            return;
         }
+        self.clear_progress();
+        if untold == 1 {
+            return self.out.note("more is not told one by one");
+        }
+        let path = self.root.join(path.strip_prefix(".").unwrap_or(path));
+        self.out.note(&refused(&path, SETTING, why).what);
     }
 
     fn progress(&mut self) {
