@@ -181,15 +181,11 @@ impl Services {
             files::start_upkeep(files, self.cluster.clone(), &self.client, &self.tasks);
             match connection.serve(files.clone(), &tokio::runtime::Handle::current()) {
                 Ok(mounted) => {
-                    let files = files.clone();
-                    let keeping = async move { files.keep_caches().await };
+                    let keeper = files.clone();
+                    let keeping = async move { keeper.keep_caches().await };
                     self.tasks.spawn_lasting("caches", until(self.tasks.stop(), keeping));
-                    let files = self.files.clone();
-                    let draining = async move {
-                        if let Some(files) = files {
-                            files.drain_changes().await;
-                        }
-                    };
+                    let drainer = files.clone();
+                    let draining = async move { drainer.drain_changes().await };
                     self.tasks.spawn_lasting("changes", until(self.tasks.stop(), draining));
                     *self.mounted.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounted);
                 }

@@ -165,10 +165,11 @@ impl Local {
 
     /// The confirmed tree was replaced as a whole. False: see [`Self::follow`].
     pub fn replaced(&mut self, confirmed: &Tree) -> bool {
-        let Some((lease, state)) = confirmed.lease_of(self.node) else { return false };
+        let lease = confirmed.lease_of(self.node).filter(|(id, _)| *id == self.lease);
+        let Some((_, state)) = lease else { return false };
         self.pending.retain(|change| change.number > state.drained);
         self.rebuild(confirmed);
-        lease == self.lease
+        true
     }
 
     /// Takes drained changes off. True: some were refused, so the local tree shows what is not so.

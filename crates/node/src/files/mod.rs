@@ -1,10 +1,12 @@
 //! The file tree as programs see it: the kernel's calls on `/unum`, answered from the registry and
 //! the chunks.
 //!
-//! A call that reads looks at the local copy of the registry, under a read lease or behind a barrier; a
-//! call that changes something is one registry command, answered when no node shows what was before it, whose request id is made of the FUSE
-//! connection and the kernel's number of the call. So a call that a dead daemon had carried out and
-//! not answered gets its first answer from the next daemon, and is not carried out twice.
+//! A call that reads looks at the local copy of the tree, under a read lease or behind a barrier, once no
+//! other node has a write lease on what it is about. A call that changes something goes to the change log if
+//! this node's write lease covers it; else it is one registry command, answered when no node shows what was
+//! before it. Either way its name is made of the FUSE connection and the kernel's number of the call. So a
+//! call that a dead daemon had carried out and not answered gets its first answer from the next daemon, and
+//! is not carried out twice.
 //!
 //! - `mount`: the descriptor, fresh or taken over
 //! - `operations`: from each kernel call to one method here

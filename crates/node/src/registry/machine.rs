@@ -15,7 +15,7 @@ use openraft::{AsyncRuntime, OptionalSend, Snapshot};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 use unum_core::registry::{History, State};
-use unum_core::tree::{Local, Pending, Tree};
+use unum_core::tree::{Local, Tree};
 use unum_proto::registry as wire;
 
 use super::leases::Leases;
@@ -38,7 +38,7 @@ pub struct Applied {
     /// What this node changed in the file tree and the log does not have yet.
     pub local: Option<Local>,
     /// What it had changed so when its write lease was ended.
-    pub lost: Vec<Pending>,
+    pub lost: Vec<Local>,
 }
 
 impl Applied {
@@ -69,7 +69,7 @@ impl Applied {
     fn keep_local(&mut self, follow: impl FnOnce(&mut Local, &Tree) -> bool) {
         let Some(mut local) = self.local.take() else { return };
         if !follow(&mut local, self.state.tree()) {
-            self.lost.extend(local.pending().iter().cloned());
+            self.lost.push(local);
         } else if !local.pending().is_empty() {
             self.local = Some(local);
         }

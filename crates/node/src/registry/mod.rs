@@ -45,7 +45,7 @@ use openraft::{AsyncRuntime, Instant};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use unum_core::registry::{Refused, State};
-use unum_core::tree::{Local, Pending, Tree};
+use unum_core::tree::{Local, Tree};
 use unum_net::Departures;
 use unum_proto::ids::{Epoch, Ino, NodeId, RequestId};
 use unum_proto::registry::{self as wire, Command, reply};
@@ -305,7 +305,7 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
     }
 
     /// Takes what this node had changed when its write lease was ended: it is lost.
-    pub fn take_lost(&self) -> Vec<Pending> {
+    pub fn take_lost(&self) -> Vec<Local> {
         if self.core.shared.read().lost.is_empty() {
             return Vec::new();
         }

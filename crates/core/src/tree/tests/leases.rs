@@ -379,3 +379,21 @@ fn what_is_below_is_covered_in_several_steps() {
     assert_eq!(acquire(&[d, files[3]]), 3, "the directory is covered already");
     assert_eq!(acquire(&[d]), 1, "the last one");
 }
+
+#[test]
+fn what_a_lease_lost_is_not_counted_by_the_next_one() {
+    let (mut cluster, [a, _]) = leased();
+    let node = NodeId(1);
+    let create = |name: &str| {
+        Command::Create(Create { parent: a.0, name: bytes(name), kind: 1, ..Create::default() })
+    };
+    cluster.change(node, create("lost"));
+    let mut local = cluster.locals[0].take().expect("pending");
+    // Behind a snapshot that this node missed the entries of: declared down, back, and drained once.
+    cluster.take(node, Step::Down);
+    cluster.commit(node, Command::AcquireLease(AcquireLease { inos: vec![a.0], below: 0 }));
+    cluster.change(node, create("kept"));
+    cluster.drain_all(node);
+    assert!(!local.replaced(&cluster.confirmed));
+    assert_eq!(local.pending().len(), 1, "all that was pending is lost");
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use unum_core::tree::TreeError;
 use unum_proto::file::HASH_SIZE;
 use unum_proto::ids::{ChunkId, Ino, LeaseId};
@@ -18,7 +18,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Drain, Drained, LoggedChange, NewChunk, TreeCommand};
 
-use super::{ChangeLog, JOURNAL_IDLE_MAX, left};
+use super::{ChangeLog, JOURNAL_IDLE_MAX, left, length_of};
 use crate::files::errno::FileError;
 use crate::files::replicas::{ContentError, Draft, Stored};
 use crate::files::tree_outcome;
@@ -166,13 +166,26 @@ impl ChangeLog {
 
     /// Drains everything and gives the write lease back: the daemon goes.
     pub async fn hand_in(&self, deadline: Instant) -> Result<(), FileError> {
+        if self.has_nothing() {
+            return Ok(());
+        }
+        let handed_in = timeout_at(deadline, Box::pin(self.hand_in_at_last(deadline))).await;
+        handed_in.map_err(|_| self.late())?
+    }
+
+    /// Neither a change nor a lease, as far as this node knows.
+    fn has_nothing(&self) -> bool {
+        let node = self.parts.node;
+        let leased = self.parts.registry.read(|state| state.tree().lease_of(node).is_some());
+        !leased && self.is_empty() && self.inner().left.is_empty()
+    }
+
+    async fn hand_in_at_last(&self, deadline: Instant) -> Result<(), FileError> {
         self.resume(deadline).await?;
         let _closed = self.close();
         while !self.is_empty() {
             if let Err(error) = self.drain_batch().await {
-                if Instant::now() >= deadline {
-                    return Err(error);
-                }
+                self.inner().trouble = Some(Trouble::of(&error, TRY_TIME));
                 sleep(RETRY_PAUSE).await;
             }
             self.moved.notify_waiters();
@@ -323,23 +336,27 @@ impl ChangeLog {
         self.fail(&lost);
     }
 
-    /// The write lease was ended with changes pending: says so to the programs that made them.
+    /// A write lease was ended with changes pending: says so to the programs that made them. What was
+    /// changed under a later lease stays.
     pub fn bury(&self) {
         let lost = self.parts.registry.take_lost();
         if lost.is_empty() {
             return;
         }
-        tracing::error!(
-            changes = lost.len(),
-            "this node was declared down: what its programs changed last is lost, as after a crash"
-        );
-        self.fail(&lost.iter().flat_map(|change| inodes_of(Some(&change.command))).collect());
-        let mut inner = self.inner();
-        if let Err(error) = inner.journal.clear() {
-            tracing::warn!(%error, "the change log cannot be emptied");
+        for local in lost {
+            tracing::error!(
+                changes = local.pending().len(),
+                "this node was declared down: what its programs changed last is lost, as after a crash"
+            );
+            let commands = local.pending().iter().map(|change| &change.command);
+            self.fail(&commands.clone().flat_map(|command| inodes_of(Some(command))).collect());
+            let content: u64 = commands.filter_map(|c| c.command.as_ref()).map(length_of).sum();
+            let mut inner = self.inner();
+            inner.content = inner.content.saturating_sub(content);
+            if let Err(error) = inner.journal.drained(local.lease(), u64::MAX) {
+                tracing::warn!(%error, "the change log cannot be cut");
+            }
         }
-        (inner.oldest, inner.content) = (None, 0);
-        drop(inner);
         self.moved.notify_waiters();
     }
 
@@ -354,6 +371,7 @@ impl ChangeLog {
         let mut inner = self.inner();
         let empty = self.is_empty();
         if empty {
+            // What is dropped by the way is not counted off.
             inner.content = 0;
         }
         if empty
