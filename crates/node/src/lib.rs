@@ -17,6 +17,7 @@ pub mod processes;
 pub mod registry;
 pub mod services;
 pub mod settings;
+mod signals;
 pub mod store;
 pub mod stores;
 pub mod system;

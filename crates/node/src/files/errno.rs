@@ -7,6 +7,7 @@ use unum_core::tree::TreeError;
 
 use super::replicas::ContentError;
 use crate::registry::RegistryError;
+use crate::signals::Interrupted;
 
 /// Why a file system call failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,12 @@ pub enum FileError {
     Errno(Errno),
     #[error("the registry answered with what was not asked for")]
     Strange,
+}
+
+impl From<Interrupted> for FileError {
+    fn from(_: Interrupted) -> Self {
+        Self::Interrupted
+    }
 }
 
 impl From<Errno> for FileError {

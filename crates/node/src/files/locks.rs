@@ -15,8 +15,8 @@ use unum_sys::fuse::{Fh, LockFamily, LockKind, LockOwner, LockRange, LockRequest
 
 use super::errno::FileError;
 use super::handles::HandleId;
-use super::operations::Signal;
 use super::{Call, Files};
+use crate::signals::Signal;
 
 /// Who of this node may hold locks on what: most closes have none to release, and need no command.
 /// With each goes the open file that the last lock came through, if this daemon saw it come.

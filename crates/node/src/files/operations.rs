@@ -8,12 +8,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::sync::Notify;
 use unum_proto::ids::Ino;
 use unum_sys::fuse::{Operation, Request, Responder};
 
 use super::errno::FileError;
 use super::{Call, Files};
+use crate::signals::Signal;
 
 /// How long a change may go on after its caller got a signal.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
@@ -83,41 +83,6 @@ impl Call<'_> {
             // The kernel does these itself, or copies through read and write.
             O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_) | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
             O::Interrupt { .. } | O::Init(_) | O::Destroy | O::Unknown { .. } => drop(to.error(Errno::NOSYS)),
-        }
-    }
-}
-
-/// A signal that the caller of a request may get.
-pub(super) struct Signal {
-    came: Arc<Notify>,
-}
-
-impl Signal {
-    fn of(responder: &Responder) -> Self {
-        let came = Arc::new(Notify::new());
-        let notify = came.clone();
-        responder.on_interrupt(move || notify.notify_one());
-        Self { came }
-    }
-
-    pub(super) async fn came(&self) {
-        self.came.notified().await;
-    }
-
-    /// The work's result, or `Interrupted` if a signal came and the grace went by.
-    async fn or<T>(
-        &self,
-        grace: Duration,
-        work: impl Future<Output = Result<T, FileError>>,
-    ) -> Result<T, FileError> {
-        let given_up = async {
-            self.came().await;
-            tokio::time::sleep(grace).await;
-        };
-        tokio::select! {
-            biased;
-            result = work => result,
-            () = given_up => Err(FileError::Interrupted),
         }
     }
 }

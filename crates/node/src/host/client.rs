@@ -29,11 +29,11 @@ use unum_sys::fuse::{
 };
 
 use super::memory::{Known, Memory, Opener, TTL_MAX, Ticket};
-use super::signals::Signal;
 use super::table::{OWN_LINK, OpenFile, ROOT, Table, Target};
 use super::{Append, Change, Look, Read, Recall, Release, Renew, Sync, Write};
 use crate::membership::{MemberState, Membership};
 use crate::registry::Registry;
+use crate::signals::Signal;
 
 /// How long a change may go on after its caller got a signal.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(2);

@@ -28,7 +28,6 @@ mod objects;
 mod opens;
 mod places;
 mod seal;
-mod signals;
 mod table;
 
 use unum_proto::host as wire;

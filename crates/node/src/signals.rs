@@ -7,6 +7,16 @@ use rustix::io::Errno;
 use tokio::sync::Notify;
 use unum_sys::fuse::Responder;
 
+/// A call was given up for a signal.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupted;
+
+impl From<Interrupted> for Errno {
+    fn from(_: Interrupted) -> Self {
+        Self::INTR
+    }
+}
+
 /// A signal that the caller of a request may get.
 pub struct Signal {
     came: Arc<Notify>,
@@ -20,20 +30,24 @@ impl Signal {
         Self { came }
     }
 
-    /// The work's result, or EINTR if a signal came and the grace went by.
-    pub async fn or<T>(
+    pub async fn came(&self) {
+        self.came.notified().await;
+    }
+
+    /// The work's result, or `Interrupted` if a signal came and the grace went by.
+    pub async fn or<T, E: From<Interrupted>>(
         &self,
         grace: Duration,
-        work: impl Future<Output = Result<T, Errno>>,
-    ) -> Result<T, Errno> {
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let given_up = async {
-            self.came.notified().await;
+            self.came().await;
             tokio::time::sleep(grace).await;
         };
         tokio::select! {
             biased;
             result = work => result,
-            () = given_up => Err(Errno::INTR),
+            () = given_up => Err(Interrupted.into()),
         }
     }
 }
