@@ -13,6 +13,8 @@ pub const REPLICAS_MAX: usize = 16;
 pub const EXTENTS_PER_INODE_MAX: usize = 1 << 20;
 /// Extents, and new chunks, of one write command.
 pub const WRITE_EXTENTS_MAX: usize = 1024;
+/// Extents that one command copies from file to file.
+pub const COPY_EXTENTS_MAX: usize = 1024;
 /// Chunks of the whole tree.
 pub const CHUNKS_MAX: usize = 1 << 26;
 /// Inodes of the whole tree, orphans included.
@@ -76,4 +78,5 @@ const _: () = {
     assert!(ALLOCATED_MAX.checked_add(FILE_SIZE_MAX).is_some());
     assert!(64 * PENDING_CHANGES_MAX <= RESERVED_MAX);
     assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
+    assert!(COPY_EXTENTS_MAX > 0 && 2 * COPY_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
 };

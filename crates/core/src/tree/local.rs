@@ -123,7 +123,8 @@ impl Local {
         self.tree.take_changes();
         let found = matches!(&command.command, Some(Command::Create(_)))
             && matches!(&reply.outcome, Some(Outcome::Inode(inode)) if !inode.created);
-        if found || outcome(&reply).is_err() {
+        let nothing = matches!(&reply.outcome, Some(Outcome::Copied(copied)) if copied.bytes == 0);
+        if found || nothing || outcome(&reply).is_err() {
             return Ok((reply, None));
         }
         let last = self.pending.back().map_or(state.drained, |change| change.number);
@@ -184,7 +185,7 @@ impl Local {
             if let Some(Command::Write(write)) =
                 change.command.as_ref().and_then(|command| command.command.as_ref())
             {
-                self.tree.chunks.adopt_places(Ino(write.ino), &write.chunks);
+                self.tree.chunks.adopt_places(&write.chunks);
             }
         }
         !drained.refused.is_empty()

@@ -45,6 +45,7 @@ mod changes;
 mod check;
 mod chunks;
 mod content;
+mod copies;
 mod directory;
 mod error;
 mod extents;
@@ -205,6 +206,7 @@ impl Tree {
             Command::SetAttributes(set) => self.set_attributes(now, set),
             Command::Write(write) => self.write(now, write),
             Command::Fallocate(fallocate) => self.fallocate(now, fallocate),
+            Command::CopyRange(copy) => self.copy_range(now, copy),
             Command::SetXattr(set) => self.set_xattr(now, set).map(|()| done()),
             Command::RemoveXattr(remove) => self.remove_xattr(now, remove).map(|()| done()),
             Command::SetReplicas(set) => self.chunks.set_replicas(set).map(|()| done()),

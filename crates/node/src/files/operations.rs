@@ -78,10 +78,11 @@ impl Call<'_> {
             O::Setlk { lock, wait } => finish(to, self.setlk(lock, wait, &signal).await, |to, ()| to.ok()),
             O::Fallocate { offset, length, mode, .. } => finish(to, signal.or(change, self.fallocate(mode, offset, length)).await, |to, ()| to.ok()),
             O::Lseek { offset, whence, .. } => finish(to, signal.or(read, self.lseek(offset, whence)).await, |to, at| to.position(at)),
+            O::CopyFileRange(copy) => finish(to, signal.or(change, self.copy_range(copy)).await, |to, n| to.copied(n)),
             // Nodeids are inode numbers, so there is nothing to forget.
             O::Forget { .. } | O::NotifyReply { .. } => drop(to.ok()),
-            // The kernel does these itself, or copies through read and write.
-            O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_) | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
+            // The kernel does these itself.
+            O::Readdirplus { .. } | O::Access { .. } | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
             O::Interrupt { .. } | O::Init(_) | O::Destroy | O::Unknown { .. } => drop(to.error(Errno::NOSYS)),
         }
     }

@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use unum_proto::tree::{
-    CancelWait, ChunkKey, CreateUnnamed, Extent, Hold, Lock, LockRange, NewTime, Reap, Release,
-    ReleaseNode, ReleaseOwner, SetReplicas, Timestamp, Unlock,
+    CancelWait, ChunkKey, CopyRange, CreateUnnamed, Extent, Hold, Lock, LockRange, NewTime, Reap,
+    Release, ReleaseNode, ReleaseOwner, SetReplicas, Timestamp, Unlock,
 };
 
 use super::*;
@@ -144,6 +144,10 @@ pub(super) fn inode_command() -> BoxedStrategy<Command> {
         let kill_privileges = kill;
         Command::Fallocate(Fallocate { ino, mode, offset, length, keep_size, kill_privileges })
     });
+    let copy = (ino(), number(), ino(), number(), number(), any::<bool>());
+    let copy = copy.prop_map(|(from, from_offset, to, to_offset, length, kill_privileges)| {
+        Command::CopyRange(CopyRange { from, from_offset, to, to_offset, length, kill_privileges })
+    });
     let replicas = (key(), nodes(), nodes()).prop_map(|(chunk, expected, replicas)| {
         Command::SetReplicas(SetReplicas { chunk, expected, replicas })
     });
@@ -151,6 +155,7 @@ pub(super) fn inode_command() -> BoxedStrategy<Command> {
         2 => set,
         6 => write,
         3 => fallocate,
+        4 => copy,
         1 => (ino(), name(), name(), choice()).prop_map(|(ino, name, value, mode)| {
             Command::SetXattr(SetXattr { ino, name, value, mode })
         }),

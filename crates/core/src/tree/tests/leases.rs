@@ -216,6 +216,10 @@ fn aim(command: &mut Command, node: NodeId, tree: &Tree) {
         }
         Command::SetAttributes(c) => hit(&mut c.ino),
         Command::Fallocate(c) => hit(&mut c.ino),
+        Command::CopyRange(c) => {
+            hit(&mut c.from);
+            hit(&mut c.to);
+        }
         Command::SetXattr(c) => hit(&mut c.ino),
         Command::RemoveXattr(c) => hit(&mut c.ino),
         Command::Lock(c) => hit(&mut c.ino),

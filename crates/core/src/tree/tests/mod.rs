@@ -2,6 +2,7 @@
 
 mod anything;
 mod content;
+mod copies;
 mod leases;
 mod locks;
 mod model;
@@ -14,8 +15,8 @@ use proptest::test_runner::{Config, RngSeed};
 use prost::Message;
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{
-    Create, Fallocate, Link, LockTable, NewChunk, RemoveXattr, Rename, Rmdir, SetAttributes,
-    SetXattr, TreeRecord, Unlink, Write,
+    CopyRange, Create, Fallocate, Link, LockTable, NewChunk, RemoveXattr, Rename, Rmdir,
+    SetAttributes, SetXattr, TreeRecord, Unlink, Write,
 };
 
 use super::*;
