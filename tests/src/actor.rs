@@ -41,6 +41,19 @@ def write(path, content, mode='wb'):
         file.write(content)
 def fallocate(fd, mode, offset, length):
     call('fallocate', fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
+def copy_range(source, at, target, to, length):
+    # The kernel goes by the size that it knows.
+    os.fstat(source)
+    return os.copy_file_range(source, target, length, at, to)
+def copy(source, at, target, to, length):
+    with open(source, 'rb') as source, open(target, 'r+b') as target:
+        return copy_range(source.fileno(), at, target.fileno(), to, length)
+def copy_all(source, target):
+    done = 0
+    with open(source, 'rb') as source, open(target, 'wb') as target:
+        while count := os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+            done += count
+    return done
 def rename(old, new, flags):
     call('renameat2', -100, old.encode(), -100, new.encode(), flags)
 class Alarm(Exception):

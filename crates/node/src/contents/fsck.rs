@@ -475,7 +475,7 @@ fn name_files(finding: &mut FsckFinding, inodes: &[Ino], paths: &Paths) {
     }
     let shown = others.iter().take(SHARERS_NAMED_MAX).map(|ino| match paths.get(ino) {
         Some(path) => String::from_utf8_lossy(path).into_owned(),
-        None => format!("inode {ino}"),
+        None => ino.to_string(),
     });
     let mut shown = shown.collect::<Vec<String>>().join(", ");
     if let Some(more) = others.len().checked_sub(SHARERS_NAMED_MAX).filter(|more| *more > 0) {
@@ -513,4 +513,26 @@ fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> Paths {
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Status::internal(format!("a part of the check ended early: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_names_all_files_that_share_the_chunk() {
+        let inodes: Vec<Ino> = (2..13).map(Ino).collect();
+        let paths = Paths::from([(Ino(2), b"d/a".to_vec()), (Ino(4), b"c".to_vec())]);
+        let named = |count: usize| {
+            let mut finding =
+                FsckFinding { what: "it is damaged".into(), ..FsckFinding::default() };
+            name_files(&mut finding, &inodes[..count], &paths);
+            (finding.ino, finding.path, finding.what)
+        };
+        assert_eq!(named(0), (0, Vec::new(), "it is damaged".into()));
+        assert_eq!(named(1), (2, b"d/a".to_vec(), "it is damaged".into()));
+        let shown = "it is damaged; the chunk is also in inode 3, c, inode 5";
+        assert_eq!(named(4), (2, b"d/a".to_vec(), shown.into()));
+        assert!(named(11).2.ends_with("inode 9, inode 10 and 2 more"), "{}", named(11).2);
+    }
 }
