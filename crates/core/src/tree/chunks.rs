@@ -160,6 +160,10 @@ impl ChunkTable {
         }
     }
 
+    pub(super) fn is_live(&self, id: ChunkId) -> bool {
+        self.chunks.get(&id).is_some_and(|chunk| chunk.live > 0)
+    }
+
     /// The chunk stays until `prune`: a later step of the same command may take it up again.
     pub(super) fn release(&mut self, id: ChunkId, bytes: u64) {
         if let Some(chunk) = self.chunks.get_mut(&id) {

@@ -9,13 +9,14 @@
 //! Invariants: pending changes have numbers without gaps, in the order in which they were made; with
 //! none of them pending the local tree is the confirmed one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
-use unum_proto::tree::{Drain, Drained, Leased, LoggedChange, TreeCommand, TreeReply};
+use unum_proto::tree::{Drain, Drained, Leased, LoggedChange, TreeCommand, TreeReply, Write};
 
+use super::folding::Unfolding;
 use super::{Tree, outcome};
 use crate::limits::PENDING_CHANGES_MAX;
 use crate::time::Time;
@@ -30,7 +31,7 @@ pub struct Pending {
 
 impl Pending {
     pub fn to_proto(&self) -> LoggedChange {
-        LoggedChange { time_ns: self.time.0, command: Some(self.command.clone()) }
+        LoggedChange { time_ns: self.time.0, command: Some(self.command.clone()), folded: 0 }
     }
 }
 
@@ -116,14 +117,21 @@ impl Local {
                 create.ino = state.next_ino.0;
                 Command::Create(create)
             }
+            Command::Write(write) => Command::Write(self.placed(write)),
             command => command,
         };
-        let command = TreeCommand::from(command);
+        let mut command = TreeCommand::from(command);
         let reply = self.tree.apply(time, self.node, &command);
         self.tree.take_changes();
         let found = matches!(&command.command, Some(Command::Create(_)))
             && matches!(&reply.outcome, Some(Outcome::Inode(inode)) if !inode.created);
         let nothing = matches!(&reply.outcome, Some(Outcome::Copied(copied)) if copied.bytes == 0);
+        if let (Some(Command::CopyRange(copy)), Some(Outcome::Copied(copied))) =
+            (&mut command.command, &reply.outcome)
+        {
+            // The source may have fewer extents when this is drained, but no more is to be copied then.
+            copy.length = copied.bytes;
+        }
         if found || nothing || outcome(&reply).is_err() {
             return Ok((reply, None));
         }
@@ -131,6 +139,18 @@ impl Local {
         let change = Pending { number: last + 1, time, command };
         self.pending.push_back(change.clone());
         Ok((reply, Some(change)))
+    }
+
+    /// Where a file ends is known here: nobody else changes it.
+    fn placed(&self, mut write: Write) -> Write {
+        if !std::mem::take(&mut write.append) {
+            return write;
+        }
+        let end = self.tree.inode(Ino(write.ino)).map_or(0, |inode| inode.length);
+        for extent in &mut write.extents {
+            extent.offset = extent.offset.saturating_add(end);
+        }
+        write
     }
 
     /// Undoes the last change, which nobody has heard of.
@@ -173,22 +193,33 @@ impl Local {
         true
     }
 
-    /// Takes drained changes off. True: some were refused, so the local tree shows what is not so.
+    /// Takes drained changes off. True: some were refused, or their contents cannot be found again in what
+    /// was drained, so the local tree shows what is not so.
     fn drained(&mut self, drain: &Drain, drained: &Drained) -> bool {
+        let mut folding = Unfolding::among(self.copied_to());
+        for (number, change) in (drain.first..).zip(&drain.changes) {
+            let original = match self.pending.front() {
+                Some(front) if front.number == number => self.pending.pop_front(),
+                _ => None,
+            };
+            folding.follow(&mut self.tree, change, original.as_ref());
+        }
         while self.pending.front().is_some_and(|change| change.number <= drained.last) {
             self.pending.pop_front();
         }
         if let Some(lease) = self.tree.leases.live.get_mut(&self.lease) {
             lease.drained = drained.last;
         }
-        for change in &drain.changes {
-            if let Some(Command::Write(write)) =
-                change.command.as_ref().and_then(|command| command.command.as_ref())
-            {
-                self.tree.chunks.adopt_places(&write.chunks);
-            }
-        }
-        !drained.refused.is_empty()
+        folding.is_astray() || !drained.refused.is_empty()
+    }
+
+    /// The inodes that may share chunks which are not drained yet.
+    fn copied_to(&self) -> BTreeSet<Ino> {
+        let target = |change: &Pending| match change.command.command.as_ref()? {
+            Command::CopyRange(copy) => Some(Ino(copy.to)),
+            _ => None,
+        };
+        self.pending.iter().filter_map(target).collect()
     }
 
     fn acquired(&mut self, issuer: NodeId, leased: &Leased) {
