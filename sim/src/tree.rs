@@ -112,6 +112,7 @@ pub fn draw(rng: &mut StdRng, sight: &Sight, node: NodeId, unique: ChunkKey) -> 
             name: Bytes::from_static(b"user.note"),
             value: Bytes::copy_from_slice(&unique.seq.to_le_bytes()),
             mode: XattrMode::default().into(),
+            kill_setgid: false,
         }),
         17 => match rng.random() {
             true => set_replicas(rng, sight),

@@ -54,6 +54,16 @@ def copy_all(source, target):
         while count := os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
             done += count
     return done
+def as_user(uid, work, gid=None, groups=()):
+    os.setgroups(groups)
+    os.setegid(uid if gid is None else gid)
+    os.seteuid(uid)
+    try:
+        return work()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups([])
 def rename(old, new, flags):
     call('renameat2', -100, old.encode(), -100, new.encode(), flags)
 class Alarm(Exception):

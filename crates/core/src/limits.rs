@@ -37,6 +37,8 @@ pub const XATTR_VALUE_SIZE_MAX: usize = 64 << 10;
 pub const XATTR_LIST_SIZE_MAX: usize = 64 << 10;
 /// Bytes of the names and values of an inode's extended attributes.
 pub const XATTR_TOTAL_SIZE_MAX: usize = 128 << 10;
+/// Entries of an access control list: the kernel passes no longer one on.
+pub const ACL_ENTRIES_MAX: usize = 511;
 /// Least time between the loss of the last name and the end of an inode.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 /// Inodes named by one hold, release or reap command.

@@ -198,7 +198,6 @@ pub struct Create {
     pub name: Bytes,
     #[prost(enumeration = "FileKind", tag = "3")]
     pub kind: i32,
-    /// The umask is already applied.
     #[prost(uint32, tag = "4")]
     pub mode: u32,
     #[prost(uint32, tag = "5")]
@@ -218,6 +217,9 @@ pub struct Create {
     /// The number of the new inode, from the range of the issuer's write lease; 0: the next of all.
     #[prost(uint64, tag = "10")]
     pub ino: u64,
+    /// Taken from the mode unless the parent has a default access control list, which goes before it.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 /// open(O_TMPFILE): a regular file without a name, held by the issuing node.
@@ -234,6 +236,9 @@ pub struct CreateUnnamed {
     /// A link may give it a name later (no O_EXCL).
     #[prost(bool, tag = "5")]
     pub linkable: bool,
+    /// As with Create.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -390,6 +395,9 @@ pub struct SetXattr {
     pub value: Bytes,
     #[prost(enumeration = "XattrMode", tag = "4")]
     pub mode: i32,
+    /// Clear setgid if this is the access control list: who sets it is not in the file's group.
+    #[prost(bool, tag = "50")]
+    pub kill_setgid: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -78,6 +78,7 @@ impl Tree {
         if inode.mode & !MODE_MASK != 0 {
             faults.push(format!("mode is {:o}", inode.mode));
         }
+        faults.extend(inode.acl_faults());
         if ino >= self.next_ino {
             faults.push("its number was never given".to_owned());
         }

@@ -40,6 +40,7 @@
 //!
 //! See [`locks`].
 
+mod acl;
 mod attributes;
 mod changes;
 mod check;
@@ -69,6 +70,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Attributes, Done, InodeReply, TreeCommand, TreeReply, Waiter};
 
+pub use acl::{ACCESS as ACL_ACCESS, DEFAULT as ACL_DEFAULT};
 pub use changes::{Change, What};
 pub use chunks::{Chunk, Hash, Lacking, Walk};
 pub use content::Seek;

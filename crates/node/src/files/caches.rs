@@ -8,7 +8,7 @@
 //! What the kernel is told and when, so that no answer on its way can bring back what was just dropped:
 //! - *Attributes* are trusted from GETATTR only, where the kernel has the inode already: an
 //!   answer that is older than an invalidation is then ignored by it. Other answers carry some, for that
-//!   one use.
+//!   one use. Access control lists are cached and dropped with them.
 //! - *Names* are trusted from LOOKUP, and a rename takes the trust along. The kernel expires a name under its
 //!   directory's lock, which a first lookup holds. A lookup that only renews a name holds no lock, so a
 //!   name that was answered a moment ago is expired a second time, a little later. A directory that others
@@ -252,6 +252,12 @@ impl Caches {
         FOREVER
     }
 
+    /// The kernel drops the attributes of an inode, and access control lists with them.
+    pub fn drop_attributes(&self, ino: Ino) {
+        // It does not wait, and a mount that is gone has no caches.
+        let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+    }
+
     /// Whether a file that is being opened still has the content whose pages the kernel may have. If
     /// not, the kernel drops them, and those it gets from now on are of this content.
     pub fn keep_pages(&self, trust: Trust, tree: &Tree, ino: Ino) -> bool {
@@ -398,8 +404,7 @@ impl Caches {
                     }
                     let other = std::mem::replace(&mut known.content, content) != content;
                     if std::mem::take(&mut known.attributes) {
-                        // It does not wait, and a mount that is gone has no caches.
-                        let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+                        self.drop_attributes(*ino);
                     }
                     if other && state.contended.get(ino).is_some_and(|until| now < *until) {
                         // The next open has them dropped.
@@ -420,7 +425,7 @@ impl Caches {
                     }
                     if let Some(known) = state.inodes.remove(ino) {
                         if known.attributes {
-                            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+                            self.drop_attributes(*ino);
                         }
                         recalls.push(Recall::Pages(*ino));
                     }

@@ -46,8 +46,13 @@ impl Call<'_> {
         }
     }
 
-    pub(super) async fn mkdir(&self, name: Vec<u8>, mode: u32) -> Result<Entry, FileError> {
-        let create = self.new_inode(name, FileKind::Directory, mode);
+    pub(super) async fn mkdir(
+        &self,
+        name: Vec<u8>,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry, FileError> {
+        let create = Create { umask, ..self.new_inode(name, FileKind::Directory, mode) };
         Ok(entry(&self.make(create).await?))
     }
 
@@ -55,10 +60,11 @@ impl Call<'_> {
         &self,
         name: Vec<u8>,
         mode: u32,
+        umask: u32,
         rdev: u32,
     ) -> Result<Entry, FileError> {
         let kind = kind_of(mode).ok_or(Errno::INVAL)?;
-        let create = Create { rdev, ..self.new_inode(name, kind, mode) };
+        let create = Create { rdev, umask, ..self.new_inode(name, kind, mode) };
         Ok(entry(&self.make(create).await?))
     }
 
@@ -159,9 +165,10 @@ impl Call<'_> {
         name: Vec<u8>,
         flags: u32,
         mode: u32,
+        umask: u32,
     ) -> Result<(Entry, Opened), FileError> {
         let exclusive = flags & libc::O_EXCL as u32 != 0;
-        let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
+        let create = Create { exclusive, umask, ..self.new_inode(name, FileKind::Regular, mode) };
         let name = create.name.clone();
         let create = self.change_seen(Command::Create(create), [self.ino; 2]);
         let outcome = self.with_name(&name, create).await?;
@@ -179,6 +186,7 @@ impl Call<'_> {
         &self,
         flags: u32,
         mode: u32,
+        umask: u32,
     ) -> Result<(Entry, Opened), FileError> {
         let unnamed = CreateUnnamed {
             parent: self.ino.0,
@@ -186,6 +194,7 @@ impl Call<'_> {
             uid: self.uid,
             gid: self.gid,
             linkable: flags & libc::O_EXCL as u32 == 0,
+            umask,
         };
         // Nobody else can see it.
         let made = Box::pin(self.change_heard(Command::CreateUnnamed(unnamed), None)).await?;
@@ -259,6 +268,7 @@ impl Call<'_> {
             target: Bytes::new(),
             exclusive: true,
             ino: 0,
+            umask: 0,
         }
     }
 

@@ -481,7 +481,8 @@ fn a_directory_goes_elsewhere_only_with_the_log() {
     assert!(cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
     // What is strict is never kept back.
     let (name, value) = (bytes("user.unum.class"), bytes("strict"));
-    cluster.commit(node, Command::SetXattr(SetXattr { ino: b.0, name, value, mode: 0 }));
+    cluster
+        .commit(node, Command::SetXattr(SetXattr { ino: b.0, name, value, ..SetXattr::default() }));
     assert!(!cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
 }
 

@@ -1,5 +1,6 @@
 //! Scripts with outcomes, and random commands against simple models.
 
+mod acl;
 mod anything;
 mod content;
 mod copies;
@@ -83,6 +84,7 @@ impl World {
             target: if kind == Kind::Symlink { bytes("target") } else { Bytes::new() },
             exclusive: true,
             ino: 0,
+            umask: 0,
         };
         self.run(Command::Create(create)).map(|outcome| inode_of(&outcome))
     }
