@@ -14,6 +14,9 @@ use super::*;
 
 const NODES: u64 = 3;
 
+/// Of a file, at an offset: from a chunk, at an offset.
+type Byte = (Ino, u64, ChunkId, u64);
+
 /// A registry and the local views of its nodes.
 struct Cluster {
     confirmed: Tree,
@@ -276,7 +279,7 @@ impl Cluster {
     }
 
     /// Everything, with the bytes of files as they were written, whatever chunks they are in.
-    fn contents(&self, tree: &Tree) -> (Vec<TreeRecord>, Vec<(Ino, u64, ChunkId, u64)>) {
+    fn contents(&self, tree: &Tree) -> (Vec<TreeRecord>, Vec<Byte>) {
         use unum_proto::tree::tree_record::Record;
         let mut rest = shown(tree);
         rest.retain(|record| {
