@@ -124,7 +124,7 @@ pub struct NewChunk {
 pub struct TreeCommand {
     #[prost(
         oneof = "tree_command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 150"
     )]
     pub command: Option<tree_command::Command>,
 }
@@ -184,6 +184,8 @@ pub mod tree_command {
         ReleaseLease(super::ReleaseLease),
         #[prost(message, tag = "23")]
         Drain(super::Drain),
+        #[prost(message, tag = "150")]
+        CopyRange(super::CopyRange),
     }
 }
 
@@ -196,7 +198,6 @@ pub struct Create {
     pub name: Bytes,
     #[prost(enumeration = "FileKind", tag = "3")]
     pub kind: i32,
-    /// The umask is already applied.
     #[prost(uint32, tag = "4")]
     pub mode: u32,
     #[prost(uint32, tag = "5")]
@@ -216,6 +217,9 @@ pub struct Create {
     /// The number of the new inode, from the range of the issuer's write lease; 0: the next of all.
     #[prost(uint64, tag = "10")]
     pub ino: u64,
+    /// Taken from the mode unless the parent has a default access control list, which goes before it.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 /// open(O_TMPFILE): a regular file without a name, held by the issuing node.
@@ -232,6 +236,9 @@ pub struct CreateUnnamed {
     /// A link may give it a name later (no O_EXCL).
     #[prost(bool, tag = "5")]
     pub linkable: bool,
+    /// As with Create.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -351,6 +358,25 @@ pub struct Fallocate {
     pub kill_privileges: bool,
 }
 
+/// copy_file_range: a stretch of one file becomes that of another, or of the same one elsewhere, by taking its
+/// bytes from the same chunks.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CopyRange {
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    #[prost(uint64, tag = "2")]
+    pub from_offset: u64,
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
+    #[prost(uint64, tag = "4")]
+    pub to_offset: u64,
+    #[prost(uint64, tag = "5")]
+    pub length: u64,
+    /// Of the file that is changed.
+    #[prost(bool, tag = "6")]
+    pub kill_privileges: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub enum XattrMode {
@@ -369,6 +395,9 @@ pub struct SetXattr {
     pub value: Bytes,
     #[prost(enumeration = "XattrMode", tag = "4")]
     pub mode: i32,
+    /// Clear setgid if this is the access control list: who sets it is not in the file's group.
+    #[prost(bool, tag = "50")]
+    pub kill_setgid: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -532,7 +561,7 @@ pub struct LoggedChange {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TreeReply {
-    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 150")]
     pub outcome: Option<tree_reply::Outcome>,
     /// Waits that this command has turned into locks.
     #[prost(message, repeated, tag = "15")]
@@ -562,6 +591,8 @@ pub mod tree_reply {
         Leased(super::Leased),
         #[prost(message, tag = "9")]
         Drained(super::Drained),
+        #[prost(message, tag = "150")]
+        Copied(super::Copied),
     }
 }
 
@@ -582,6 +613,16 @@ pub struct Written {
     /// What the extents' offsets counted from: the old size with append, else 0.
     #[prost(uint64, tag = "1")]
     pub base: u64,
+    #[prost(message, optional, tag = "2")]
+    pub attributes: Option<Attributes>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Copied {
+    /// Fewer than were asked for where the source ends, or has more extents than one command takes.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// Of the file that was changed.
     #[prost(message, optional, tag = "2")]
     pub attributes: Option<Attributes>,
 }
@@ -817,12 +858,11 @@ pub struct EntriesRecord {
     pub entries: Vec<EntryRecord>,
 }
 
+/// Tag 2 was the one inode that a chunk belonged to.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ChunkRecord {
     #[prost(message, optional, tag = "1")]
     pub chunk: Option<NewChunk>,
-    #[prost(uint64, tag = "2")]
-    pub ino: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -11,10 +11,11 @@ use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Create, CreateUnnamed, Link, Rename, Rmdir, Unlink};
 
 use super::Tree;
+use super::acl::{self, Acl};
 use super::directory::{Directory, Entry, valid_name};
 use super::error::TreeError;
 use super::extents::ExtentMap;
-use super::inode::{Body, Inode, Kind, SETGID};
+use super::inode::{Body, Inode, Kind, SETGID, Xattrs};
 use crate::limits::{LINKS_MAX, SYMLINK_LENGTH_MAX};
 use crate::time::Time;
 
@@ -32,8 +33,10 @@ impl Tree {
         let body = new_body(kind, parent, command)?;
         valid_owner(command.uid, command.gid)?;
         self.room_for_inode()?;
-        let (mode, gid) = self.inherited(parent, kind, command.mode, command.gid)?;
+        let (mode, xattrs) = self.born_with(parent, kind, command.mode, command.umask)?;
+        let (mode, gid) = self.inherited(parent, kind, mode, command.gid)?;
         let inode = Inode {
+            xattrs,
             strict: self.inode(parent)?.strict,
             ..Inode::new(now, mode, command.uid, gid, body)
         };
@@ -70,10 +73,12 @@ impl Tree {
             return Err(TreeError::Invalid);
         }
         self.room_for_inode()?;
-        let (mode, gid) = self.inherited(parent, Kind::Regular, command.mode, command.gid)?;
+        let (mode, xattrs) = self.born_with(parent, Kind::Regular, command.mode, command.umask)?;
+        let (mode, gid) = self.inherited(parent, Kind::Regular, mode, command.gid)?;
         let body = Body::Regular(ExtentMap::default());
         let inode = Inode {
             nlink: 0,
+            xattrs,
             linkable: command.linkable,
             strict: self.inode(parent)?.strict,
             ..Inode::new(now, mode, command.uid, gid, body)
@@ -84,6 +89,32 @@ impl Tree {
         self.orphans.add(now, ino);
         self.orphans.hold(node, ino);
         self.inode_reply(ino, true)
+    }
+
+    /// Mode and access control lists of something new: by the parent's default list, or else by the umask.
+    fn born_with(
+        &self,
+        parent: Ino,
+        kind: Kind,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(u32, Option<Arc<Xattrs>>), TreeError> {
+        if kind == Kind::Symlink {
+            return Ok((mode, None));
+        }
+        let Some(value) = self.inode(parent)?.xattr(acl::DEFAULT) else {
+            return Ok((mode & !(umask & 0o777), None));
+        };
+        let access = Acl::parse(value)?.inherited(mode);
+        let mut xattrs = Xattrs::new();
+        if kind == Kind::Directory {
+            xattrs.insert(acl::DEFAULT.into(), value.clone());
+        }
+        if !access.is_mode() {
+            xattrs.insert(acl::ACCESS.into(), access.encode().into());
+        }
+        let xattrs = (!xattrs.is_empty()).then(|| Arc::new(xattrs));
+        Ok((access.mode(mode), xattrs))
     }
 
     /// Mode and group below a directory: with set-group-ID it passes on its group, and the bit to
