@@ -122,6 +122,29 @@ fn what_was_made_or_looked_up_is_shown_without_the_daemon() {
     );
 }
 
+#[test]
+fn what_was_mapped_is_seen_when_it_is_closed() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = actors(&playground, ["n1", "n2"]);
+    // Nothing is changed under a lease there, which would have readers wait.
+    a.run(&["os.mkdir('/unum/d')", "os.setxattr('/unum/d', 'user.unum.class', b'strict')"]);
+    a.run(&["write('/unum/d/f', bytes(4096))"]);
+    b.run(&["f = os.open('/unum/d/f', os.O_RDONLY)"]);
+    for round in 0..100 {
+        b.expect("os.pread(f, 1, 0)[0]", &round.to_string());
+        a.run(&[
+            "f = os.open('/unum/d/f', os.O_RDWR)",
+            "m = mmap.mmap(f, 4096)",
+            &format!("m[0] = {}", round + 1),
+            "m.close()",
+            "os.close(f)",
+        ]);
+    }
+}
+
 /// Each machine's call in one directory may wait for what the others' are in the way of.
 #[test]
 fn machines_that_change_the_same_things_at_once_do_not_block_each_other() {

@@ -125,9 +125,13 @@ impl Call<'_> {
     }
 
     /// A close releases the record locks of its owner on the file, whichever descriptor it was.
-    /// It also tells that changes were lost.
+    /// It also tells that changes were lost, and what the kernel wrote back before it is seen by all.
     pub(super) async fn flush(&self, fh: Fh, owner: LockOwner) -> Result<(), FileError> {
         self.release_locks(LockFamily::Fcntl, owner).await?;
+        if let Err(error) = self.files.settled(&[self.ino], self.deadline).await {
+            // It is made all the same, and others who look wait for it.
+            tracing::debug!(%error, "a file is closed before its last bytes are seen by all");
+        }
         self.failure(fh)
     }
 
