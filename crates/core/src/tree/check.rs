@@ -37,6 +37,7 @@ impl Tree {
         faults.extend(self.chunks.faults(&used));
         faults.extend(self.locks.faults());
         self.check_sums(&mut faults);
+        self.check_volumes(&mut faults);
         faults
     }
 

@@ -91,20 +91,23 @@ impl ChunkTable {
         self.chunks.range((from, Bound::Unbounded)).map(|(&id, chunk)| (id, chunk))
     }
 
-    /// Looks at `scan_max` chunks after `after` and returns those with fewer than `wanted` replicas
-    /// (or than there are live nodes, if these are fewer).
+    /// Looks at `scan_max` chunks after `after` and returns those with fewer replicas than are `wanted`
+    /// of them (or than there are live nodes, if these are fewer).
     pub fn lacking(
         &self,
         live: &BTreeSet<NodeId>,
-        wanted: usize,
+        wanted: impl Fn(&Chunk) -> usize,
         after: Option<ChunkId>,
         scan_max: usize,
     ) -> Walk<Lacking> {
-        let wanted = wanted.min(live.len());
         self.walk(after, scan_max, |id, chunk| {
             let alive: Vec<NodeId> =
                 chunk.replicas.iter().copied().filter(|node| live.contains(node)).collect();
-            (alive.len() < wanted).then(|| Lacking { id, chunk: chunk.clone(), live: alive })
+            (alive.len() < wanted(chunk).min(live.len())).then(|| Lacking {
+                id,
+                chunk: chunk.clone(),
+                live: alive,
+            })
         })
     }
 

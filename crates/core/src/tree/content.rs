@@ -11,6 +11,7 @@ use super::chunks::Chunk;
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap, Source};
 use super::inode::Body;
+use super::volumes::{growth, holes};
 use crate::limits::{
     ALLOCATED_MAX, CHUNKS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, RESERVED_BYTES_MAX,
     RESERVED_MAX, WRITE_EXTENTS_MAX,
@@ -89,6 +90,8 @@ impl Tree {
             return Err(TreeError::NoSpace);
         }
         self.room_for_bytes(extents.iter().map(|extent| extent.length))?;
+        let map = self.inode(ino)?.extents()?;
+        self.quota_for_bytes(ino, || growth(map, &extents))?;
 
         let fresh: Vec<ChunkId> = chunks.keys().copied().collect();
         for (id, chunk) in chunks {
@@ -180,6 +183,9 @@ impl Tree {
             return Err(TreeError::NoSpace);
         }
         self.room_for_bytes(added.iter().map(|&(_, length)| length))?;
+        if mode != FallocateMode::PunchHole {
+            self.quota_for_bytes(ino, || holes(extents, start, end))?;
+        }
         let keep_size = command.keep_size || mode == FallocateMode::PunchHole;
         let grows = !keep_size && end > inode.length;
 
@@ -257,13 +263,19 @@ impl Tree {
         ino: Ino,
         change: impl FnOnce(&mut ExtentMap),
     ) -> Result<(), TreeError> {
-        let Body::Regular(map) = &mut self.inode_mut(ino)?.body else {
+        let inode = self.inode_mut(ino)?;
+        let volume = inode.volume;
+        let Body::Regular(map) = &mut inode.body else {
             return Err(TreeError::Invalid);
         };
         let before = map.allocated();
         change(map);
         let after = map.allocated();
         self.allocated = self.allocated + after - before;
+        match after >= before {
+            true => self.volumes.add_bytes(volume, after - before),
+            false => self.volumes.take_bytes(volume, before - after),
+        }
         Ok(())
     }
 

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use unum_proto::ids::{Ino, LeaseId};
+use unum_proto::ids::{Ino, LeaseId, VolumeId};
 use unum_proto::tree::{Attributes, FileKind, Timestamp};
 
 use super::directory::Directory;
 use super::error::TreeError;
 use super::extents::ExtentMap;
+use super::volumes::ROOT_VOLUME;
 use crate::time::{NANOS_PER_SEC, Time};
 
 pub const MODE_MASK: u32 = 0o7777;
@@ -98,6 +99,8 @@ pub struct Inode {
     pub lease: LeaseId,
     /// Each change is durable before its call returns.
     pub strict: bool,
+    /// Where it was made; never another.
+    pub volume: VolumeId,
 }
 
 impl Inode {
@@ -120,6 +123,7 @@ impl Inode {
             linkable: false,
             lease: LeaseId(0),
             strict: false,
+            volume: ROOT_VOLUME,
         }
     }
 

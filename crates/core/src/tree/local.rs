@@ -14,7 +14,9 @@ use std::collections::VecDeque;
 use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
-use unum_proto::tree::{Drain, Drained, Leased, LoggedChange, TreeCommand, TreeReply};
+use unum_proto::tree::{
+    Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply,
+};
 
 use super::{Tree, outcome};
 use crate::limits::PENDING_CHANGES_MAX;
@@ -204,9 +206,12 @@ impl Local {
     fn rebuild(&mut self, confirmed: &Tree) {
         self.tree = confirmed.clone();
         self.tree.record(false);
+        // They were promised room when they were made.
+        self.tree.reserved = true;
         for change in &self.pending {
             self.tree.apply(change.time, self.node, &change.command);
         }
+        self.tree.reserved = false;
         self.tree.take_changes();
     }
 }
@@ -227,7 +232,12 @@ impl Tree {
     pub fn may_be_unheard(&self, command: &Command) -> bool {
         let once = match command {
             Command::Write(write) => write.relayout,
-            Command::CreateUnnamed(_) => true,
+            Command::CreateUnnamed(_) | Command::CreateVolume(_) => true,
+            // How much waits to be drained is bounded for what comes with contents only.
+            Command::Fallocate(fallocate) => {
+                fallocate.mode != FallocateMode::PunchHole as i32
+                    && self.limits_bytes(Ino(fallocate.ino))
+            }
             _ => false,
         };
         !once && self.is_confined(command)

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use unum_proto::tree::{AcquireLease, Drain, Reap, ReleaseLease, ReleaseNode};
 
-use super::anything::{inode_command, namespace_command, shared_command};
+use super::anything::{inode_command, namespace_command, shared_command, volume_command};
 use super::*;
 
 const NODES: u64 = 3;
@@ -38,6 +38,7 @@ fn step() -> BoxedStrategy<(u64, Step)> {
     let step = prop_oneof![
         30 => namespace_command().prop_map(Step::Change),
         20 => inode_command().prop_map(Step::Change),
+        4 => volume_command().prop_map(Step::Change),
         4 => shared_command().prop_map(Step::Shared),
         16 => acquire.prop_map(|(inos, below)| Step::Acquire { inos, below }),
         8 => (1..8_usize).prop_map(Step::Drain),
@@ -204,6 +205,7 @@ fn aim(command: &mut Command, node: NodeId, tree: &Tree) {
     match command {
         Command::Create(c) => hit(&mut c.parent),
         Command::CreateUnnamed(c) => hit(&mut c.parent),
+        Command::CreateVolume(c) => hit(&mut c.parent),
         Command::Link(c) => {
             hit(&mut c.ino);
             hit(&mut c.parent);
