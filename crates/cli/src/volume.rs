@@ -463,7 +463,7 @@ fn refused(path: &Path, doing: &str, why: Errno) -> Failure {
              directory to set what is in it; ask its owner or root.",
         ),
         Errno::NOTDIR => failure.next(
-            "A volume is a directory; for one file: setfattr -n user.unum.class -v strict FILE",
+            "A volume is a directory; a file's class: setfattr -n user.unum.class -v strict FILE",
         ),
         Errno::NOTCONN => failure.next("Nobody is behind the mount. Start the daemon: unum up"),
         Errno::TIMEDOUT | Errno::IO => failure.next("See how the cluster is: unum status"),

@@ -213,6 +213,10 @@ pub fn delete(socket: &Path, directory: &Path, out: &Output) -> Result<()> {
             .next("Remove what is in it first; the limits go with the volume."),
         Errno::BUSY => Failure::new(format!("{} cannot be removed", plain(directory)))
             .next("The root of the file tree stays, and what is mounted or in use as such."),
+        Errno::ACCESS | Errno::PERM => {
+            let what = format!("you may not remove {}", plain(directory));
+            Failure::new(what).next("It takes the right to write to the directory that it is in.")
+        }
         why => refused(directory, "remove", why),
     })?;
     out.one(&volume, || format!("volume {} is removed\n", volume.id))

@@ -15,7 +15,7 @@ use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
-    Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply,
+    Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply, Write,
 };
 
 use super::{Tree, outcome};
@@ -231,7 +231,7 @@ impl Tree {
     /// Whether a lease on all that the command touches would do.
     pub fn may_be_unheard(&self, command: &Command) -> bool {
         let once = match command {
-            Command::Write(write) => write.relayout,
+            Command::Write(write) => write.relayout || self.takes_unbounded_room(write),
             Command::CreateUnnamed(_) | Command::CreateVolume(_) => true,
             // How much waits to be drained is bounded for what comes with contents only.
             Command::Fallocate(fallocate) => {
@@ -241,6 +241,13 @@ impl Tree {
             _ => false,
         };
         !once && self.is_confined(command)
+    }
+
+    /// Whether a write may allocate more than it brings along, in a volume with a limit.
+    fn takes_unbounded_room(&self, write: &Write) -> bool {
+        let brought: u64 = write.chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        let lengths = write.extents.iter().map(|extent| extent.length);
+        lengths.fold(0, u64::saturating_add) > brought && self.limits_bytes(Ino(write.ino))
     }
 
     /// Executes again here what succeeded on the confirmed tree.

@@ -359,6 +359,9 @@ fn what_was_promised_is_drained_beyond_the_limit_and_then_nobody_gets_more() {
         };
         assert!(!local.tree().may_change_unheard(node, &allocate(FallocateMode::Allocate)));
         assert!(local.tree().may_change_unheard(node, &allocate(FallocateMode::PunchHole)));
+        // Nor is what a write takes that brings less along.
+        let twice = world.writing(file, &[0, 100], 5);
+        assert!(!local.tree().may_change_unheard(node, &twice));
         locals.push(local);
     }
     world.tree.record(true);
