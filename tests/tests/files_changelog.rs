@@ -176,3 +176,46 @@ fn a_machine_that_was_given_up_is_told_what_it_lost() {
     a.expect("os.fsync(other)", "ok");
     a.expect("os.pread(f, 8, 0)", "b'new'");
 }
+
+#[test]
+fn what_is_written_in_pieces_becomes_few_chunks() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = file_makers(&playground, ["n2", "n3"]);
+    a.run(&[
+        "import random",
+        "at = random.Random(7)",
+        "f = os.open('/unum/f', os.O_RDWR | os.O_CREAT)",
+        "log = os.open('/unum/log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)",
+        "model = bytearray(3 << 20)",
+        "put = lambda at, data: (model.__setitem__(slice(at, at + len(data)), data), \
+         os.pwrite(f, data, at), os.write(log, data[:1000])) and None",
+        // In a row, then here and there and over each other.
+        "[put(n << 13, bytes([n & 255]) * 8192) for n in range(384)] and None",
+        "os.fsync(f)",
+    ]);
+    let chunks = || playground.json("n1", "fsck")["chunks"].as_u64().expect("a number");
+    // A drain may come in between at any point, and each begins a new chunk.
+    assert!(chunks() < 48, "{} chunks for 3.4 MiB", chunks());
+    a.run(&["[put(at.randrange(3000000), bytes([at.randrange(256)]) * at.randrange(1, 9000)) \
+         for _ in range(900)] and None"]);
+    a.expect("os.pread(f, 3 << 20, 0) == model", "True");
+    a.run(&["os.fsync(f)"]);
+    a.expect("os.pread(f, 3 << 20, 0) == model", "True");
+    a.run(&["import hashlib"]);
+    b.run(&["import hashlib"]);
+    let sum = a.call("hashlib.md5(model).hexdigest()");
+    b.expect("hashlib.md5(read('/unum/f')).hexdigest()", &sum);
+    let log = a.call("hashlib.md5(read('/unum/log')).hexdigest()");
+    b.expect("hashlib.md5(read('/unum/log')).hexdigest()", &log);
+    // What is in the journal when a daemon is killed is folded by the next one.
+    a.run(&["[put(at.randrange(3000000), bytes([at.randrange(256)]) * at.randrange(1, 9000)) \
+         for _ in range(300)] and None"]);
+    playground.must("kill-daemon", &["n2"]);
+    a.expect("os.pread(f, 3 << 20, 0) == model", "True");
+    let sum = a.call("hashlib.md5(model).hexdigest()");
+    b.expect("hashlib.md5(read('/unum/f')).hexdigest()", &sum);
+    assert_eq!(playground.json("n1", "fsck --deep")["clean"], true);
+}

@@ -12,6 +12,7 @@ use crate::cluster::lifecycle::Standing;
 use crate::cluster::running::{Ending, Found, Parts, Plan, RunError, Running};
 use crate::cluster::{departure, founding, joining};
 use crate::settings::Settings;
+use crate::slow::Step;
 use crate::stores;
 use crate::system::{self, StartError};
 use crate::tasks::TaskDeath;
@@ -249,10 +250,12 @@ impl Daemon {
 
     async fn create(&mut self) -> Result<CreateReply, Status> {
         self.require_solitude()?;
+        let step = Step::begin("making the cluster's secrets");
         // What a half-made cluster left would be in the way of the new one.
         self.forget().map_err(|error| Status::internal(error.to_string()))?;
         let new = founding::found(&self.settings, &self.credentials)
             .map_err(|error| Status::internal(error.to_string()))?;
+        drop(step);
         let (node, cluster) = (new.identity.node(), new.identity.cluster().to_string());
         let name = self.settings.name.clone();
         if let Err(error) = self.start(new.identity, name, Vec::new(), Some(new.found)).await {
@@ -340,6 +343,7 @@ impl Daemon {
 
     async fn wait_until_up(&self) {
         let Some(running) = &self.running else { return };
+        let _step = Step::begin("coming up in the registry");
         let mut standing = running.parts.standing.clone();
         let up = standing.wait_for(|standing| matches!(standing, Standing::Up(_)));
         if tokio::time::timeout(UP_TIME_MAX, up).await.is_err() {

@@ -18,6 +18,7 @@ pub mod registry;
 pub mod services;
 pub mod settings;
 mod signals;
+mod slow;
 pub mod store;
 pub mod stores;
 pub mod system;

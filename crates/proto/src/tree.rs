@@ -525,6 +525,10 @@ pub struct LoggedChange {
     pub time_ns: u64,
     #[prost(message, optional, tag = "2")]
     pub command: Option<TreeCommand>,
+    /// Instead of a command: a write to this inode whose bytes are part of a later change of the same
+    /// drain. What is left of it here is that it happened. 0: none.
+    #[prost(uint64, tag = "3")]
+    pub folded: u64,
 }
 
 /// A new directory that is the root of a new volume.

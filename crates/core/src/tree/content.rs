@@ -86,7 +86,9 @@ impl Tree {
         if command.relayout && end > length {
             return Err(TreeError::Invalid);
         }
-        if present + 2 * extents.len() > EXTENTS_PER_INODE_MAX {
+        // Several writes that were drained as one were counted one by one when they were made.
+        let more = if self.reserved { 2 * WRITE_EXTENTS_MAX } else { 0 };
+        if present + 2 * extents.len() > EXTENTS_PER_INODE_MAX + more {
             return Err(TreeError::NoSpace);
         }
         self.room_for_bytes(extents.iter().map(|extent| extent.length))?;
@@ -258,7 +260,7 @@ impl Tree {
         Ok(())
     }
 
-    fn change_extents(
+    pub(super) fn change_extents(
         &mut self,
         ino: Ino,
         change: impl FnOnce(&mut ExtentMap),

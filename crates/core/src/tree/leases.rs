@@ -20,8 +20,8 @@ use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
-    AcquireLease, Create, Drain, Drained, LeaseRecord, Leased, REFUSALS_MAX, RefusedChange,
-    ReleaseLease, Rename, Waiter,
+    AcquireLease, Create, Drain, Drained, LeaseRecord, Leased, LoggedChange, REFUSALS_MAX,
+    RefusedChange, ReleaseLease, Rename, Waiter,
 };
 
 use super::Tree;
@@ -272,7 +272,7 @@ impl Tree {
                 continue;
             }
             last = number;
-            let done = self.drain_one(Time(change.time_ns), node, change.command.as_ref(), granted);
+            let done = self.drain_one(node, change, granted);
             if let Err(why) = done
                 && refused.len() < REFUSALS_MAX
             {
@@ -287,12 +287,16 @@ impl Tree {
 
     fn drain_one(
         &mut self,
-        time: Time,
         node: NodeId,
-        command: Option<&unum_proto::tree::TreeCommand>,
+        change: &LoggedChange,
         granted: &mut Vec<Waiter>,
     ) -> Result<(), TreeError> {
-        let command = command.and_then(|c| c.command.as_ref()).ok_or(TreeError::Invalid)?;
+        let time = Time(change.time_ns);
+        if change.folded != 0 && change.command.is_none() {
+            return self.drain_folded(time, node, Ino(change.folded));
+        }
+        let command = change.command.as_ref().and_then(|c| c.command.as_ref());
+        let command = command.ok_or(TreeError::Invalid)?;
         // Only changes of inodes are made under a lease.
         self.touched(command).ok_or(TreeError::Invalid)?;
         self.refuse_held(node, command)?;
@@ -300,6 +304,16 @@ impl Tree {
         let done = self.dispatch(time, node, command, granted);
         self.reserved = outer;
         done.map(drop)
+    }
+
+    /// Of a write whose bytes come with a later one only the time is left.
+    fn drain_folded(&mut self, time: Time, node: NodeId, ino: Ino) -> Result<(), TreeError> {
+        self.inode(ino)?.extents()?;
+        if self.holder_of(ino) != Some(node) {
+            return Err(TreeError::Held);
+        }
+        self.inode_mut(ino)?.touch_content(time);
+        Ok(())
     }
 
     /// The number of an inode that is made in `parent`: the one that its lease's holder chose, or the

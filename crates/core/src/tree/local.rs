@@ -18,6 +18,7 @@ use unum_proto::tree::{
     Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply, Write,
 };
 
+use super::folding::Unfolding;
 use super::{Tree, outcome};
 use crate::limits::PENDING_CHANGES_MAX;
 use crate::time::Time;
@@ -32,7 +33,7 @@ pub struct Pending {
 
 impl Pending {
     pub fn to_proto(&self) -> LoggedChange {
-        LoggedChange { time_ns: self.time.0, command: Some(self.command.clone()) }
+        LoggedChange { time_ns: self.time.0, command: Some(self.command.clone()), folded: 0 }
     }
 }
 
@@ -118,6 +119,7 @@ impl Local {
                 create.ino = state.next_ino.0;
                 Command::Create(create)
             }
+            Command::Write(write) => Command::Write(self.placed(write)),
             command => command,
         };
         let command = TreeCommand::from(command);
@@ -132,6 +134,18 @@ impl Local {
         let change = Pending { number: last + 1, time, command };
         self.pending.push_back(change.clone());
         Ok((reply, Some(change)))
+    }
+
+    /// Where a file ends is known here: nobody else changes it.
+    fn placed(&self, mut write: Write) -> Write {
+        if !std::mem::take(&mut write.append) {
+            return write;
+        }
+        let end = self.tree.inode(Ino(write.ino)).map_or(0, |inode| inode.length);
+        for extent in &mut write.extents {
+            extent.offset = extent.offset.saturating_add(end);
+        }
+        write
     }
 
     /// Undoes the last change, which nobody has heard of.
@@ -174,22 +188,24 @@ impl Local {
         true
     }
 
-    /// Takes drained changes off. True: some were refused, so the local tree shows what is not so.
+    /// Takes drained changes off. True: some were refused, or their contents cannot be found again in what
+    /// was drained, so the local tree shows what is not so.
     fn drained(&mut self, drain: &Drain, drained: &Drained) -> bool {
+        let mut folding = Unfolding::default();
+        for (number, change) in (drain.first..).zip(&drain.changes) {
+            let original = match self.pending.front() {
+                Some(front) if front.number == number => self.pending.pop_front(),
+                _ => None,
+            };
+            folding.follow(&mut self.tree, change, original.as_ref());
+        }
         while self.pending.front().is_some_and(|change| change.number <= drained.last) {
             self.pending.pop_front();
         }
         if let Some(lease) = self.tree.leases.live.get_mut(&self.lease) {
             lease.drained = drained.last;
         }
-        for change in &drain.changes {
-            if let Some(Command::Write(write)) =
-                change.command.as_ref().and_then(|command| command.command.as_ref())
-            {
-                self.tree.chunks.adopt_places(Ino(write.ino), &write.chunks);
-            }
-        }
-        !drained.refused.is_empty()
+        folding.is_astray() || !drained.refused.is_empty()
     }
 
     fn acquired(&mut self, issuer: NodeId, leased: &Leased) {

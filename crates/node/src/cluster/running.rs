@@ -18,6 +18,7 @@ use crate::membership::{self, Membership, Timings};
 use crate::registry::{Options, Registry, Timing};
 use crate::services::{self, ServiceError, Services};
 use crate::settings::Settings;
+use crate::slow::Step;
 use crate::tasks::{Stop, TaskDeath, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -128,10 +129,13 @@ impl Running {
         let departures = Departures::default();
         let network = net_settings(&plan.settings, departures.clone());
         let client = Client::new(identity.clone(), directory.clone(), network.clone());
+        let step = Step::begin("opening the registry");
         let registry = start_registry(&plan.settings, node, client.clone()).await?;
+        drop(step);
         let registry = registry.departing_through(departures.clone());
         let starting = membership::service::prepare(node);
         let (standing, seen_standing) = watch::channel(Standing::Coming);
+        let step = Step::begin("opening the chunk store, starting unum-init and mounting");
         let services = Services::prepare(services::Plan {
             settings: &plan.settings,
             node,
@@ -142,6 +146,7 @@ impl Running {
             departures,
         })
         .await?;
+        drop(step);
         let facts = facts::node_facts(&plan.settings, facts::own_address(listening));
         let parts = Parts {
             settings: plan.settings.clone(),
@@ -166,6 +171,7 @@ impl Running {
         let server = serve(&parts, authority.clone(), plan.listener, network)?;
         starting.start(parts.client.clone(), timings(&plan.settings), plan.run, &parts.tasks);
         if let Some(found) = found {
+            let _step = Step::begin("founding the cluster in the registry");
             found_cluster(&parts, found, facts::description(&facts, facts.addresses.clone()))
                 .await?;
         }

@@ -22,7 +22,7 @@ use super::{Call, Files};
 const READ_PLANS_MAX: usize = 4;
 
 /// Extents in one largest write's length of file beyond which they are merged.
-const RAGGED_EXTENTS_MIN: usize = 32;
+pub(super) const RAGGED_EXTENTS_MIN: usize = 32;
 
 /// Inodes that may wait for merging, at most; more are found again by their next write.
 const RAGGED_INODES_MAX: usize = 1024;
@@ -64,6 +64,10 @@ impl Plan {
         }
         plan.zeros(end.saturating_sub(at));
         Ok(plan)
+    }
+
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
     pub fn has_holes(&self) -> bool {
@@ -157,7 +161,12 @@ impl Call<'_> {
         let Outcome::Written(written) = outcome else {
             return Err(FileError::Strange);
         };
-        self.files.note_ragged(self.ino, written.base + start);
+        // What ends at the end of the file was perhaps put there by an append, wherever that was.
+        let start = match written.attributes.filter(|_| append) {
+            Some(attributes) => attributes.size.saturating_sub(length as u64),
+            None => start,
+        };
+        self.files.note_ragged(self.ino, start);
         if write.flags & libc::O_DSYNC as u32 != 0 {
             self.sync().await?;
         }

@@ -19,7 +19,7 @@ use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, Write};
 
 use super::Files;
 use super::changelog;
-use super::content::{Plan, placed};
+use super::content::{Plan, RAGGED_EXTENTS_MIN, placed};
 use super::errno::FileError;
 use crate::tasks::{Stop, Tasks};
 
@@ -257,8 +257,8 @@ async fn lay_out(files: &Files, ino: Ino, start: u64) -> Result<(), FileError> {
         return Ok(());
     }
     let plan = files.look_confirmed(|tree| Plan::of(tree, ino, start, CHUNK_SIZE_MAX as u64))?;
-    if plan.has_holes() {
-        // A hole would be filled: sparse files stay as they are.
+    // A hole would be filled: sparse files stay as they are. What was drained since may be whole.
+    if plan.has_holes() || plan.pieces() < RAGGED_EXTENTS_MIN {
         return Ok(());
     }
     let version = plan.version;

@@ -1,8 +1,14 @@
 //! Write leases, and that a node's local view is at any time what the log will make of it.
 
-use proptest::prelude::*;
-use unum_proto::tree::{AcquireLease, Drain, Reap, ReleaseLease, ReleaseNode};
+use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+use unum_proto::ids::LeaseId;
+use unum_proto::tree::{
+    AcquireLease, Drain, Extent, LoggedChange, Reap, ReleaseLease, ReleaseNode,
+};
+
+use super::super::folding::fold;
 use super::anything::{inode_command, namespace_command, shared_command, volume_command};
 use super::*;
 
@@ -13,11 +19,22 @@ struct Cluster {
     confirmed: Tree,
     locals: Vec<Option<Local>>,
     now: Time,
+    /// Chunks named so far.
+    named: u64,
+    /// Whose bytes are in chunks that were folded.
+    folded: BTreeMap<ChunkId, Vec<(ChunkId, u64)>>,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Change(Command),
+    /// One chunk goes somewhere into a file that the node has covered.
+    Piece {
+        file: usize,
+        offset: u64,
+        length: u64,
+        append: bool,
+    },
     Shared(Command),
     Acquire {
         inos: Vec<u64>,
@@ -26,6 +43,8 @@ enum Step {
     Drain(usize),
     /// The same, but the answer is lost: it is drained again.
     DrainTwice(usize),
+    /// The same, but more is drained then, and folded in another way.
+    DrainMore(usize, usize),
     Release,
     Down,
     Reap,
@@ -35,14 +54,19 @@ enum Step {
 
 fn step() -> BoxedStrategy<(u64, Step)> {
     let acquire = (proptest::collection::vec(0..12_u64, 1..4), 0..6_u32);
+    let piece = (0..3_usize, 0..12_u64, 1..6_u64, any::<bool>());
     let step = prop_oneof![
         30 => namespace_command().prop_map(Step::Change),
         20 => inode_command().prop_map(Step::Change),
         4 => volume_command().prop_map(Step::Change),
+        30 => piece.prop_map(|(file, offset, length, append)| {
+            Step::Piece { file, offset, length, append }
+        }),
         4 => shared_command().prop_map(Step::Shared),
         16 => acquire.prop_map(|(inos, below)| Step::Acquire { inos, below }),
         8 => (1..8_usize).prop_map(Step::Drain),
         2 => (1..8_usize).prop_map(Step::DrainTwice),
+        2 => (1..8_usize, 0..4_usize).prop_map(|(most, more)| Step::DrainMore(most, more)),
         3 => Just(Step::Release),
         1 => Just(Step::Down),
         2 => Just(Step::Reap),
@@ -54,7 +78,13 @@ fn step() -> BoxedStrategy<(u64, Step)> {
 impl Cluster {
     fn new() -> Self {
         let locals = (0..NODES).map(|_| None).collect();
-        Self { confirmed: Tree::new(), locals, now: Time::from_secs(1000) }
+        Self {
+            confirmed: Tree::new(),
+            locals,
+            now: Time::from_secs(1000),
+            named: 0,
+            folded: BTreeMap::new(),
+        }
     }
 
     fn local(&mut self, node: NodeId) -> &mut Option<Local> {
@@ -83,13 +113,59 @@ impl Cluster {
 
     fn drain(&mut self, node: NodeId, most: usize) -> Option<Drain> {
         let local = self.local(node).as_ref()?;
-        let changes = local.pending().iter().take(most).map(Pending::to_proto).collect();
-        let first = local.pending().front()?.number;
-        let drain = Drain { lease: local.lease().0, first, changes };
+        let pending: Vec<Pending> = local.pending().iter().take(most).cloned().collect();
+        let lease = local.lease();
+        self.drain_these(node, lease, &pending)
+    }
+
+    fn drain_these(&mut self, node: NodeId, lease: LeaseId, these: &[Pending]) -> Option<Drain> {
+        let mut changes: Vec<LoggedChange> = these.iter().map(Pending::to_proto).collect();
+        let folded = fold(&mut changes, 12, || {
+            self.named += 1;
+            ChunkId { lane: node.0, seq: 1000 + self.named }
+        });
+        for fold in folded {
+            let command = changes[fold.at].command.as_mut().and_then(|c| c.command.as_mut());
+            let Some(Command::Write(write)) = command else { panic!("folded into no write") };
+            write.chunks[0].hash = vec![fold.parts.len() as u8; 32].into();
+            let id = write.chunks[0].id.expect("a name").into();
+            let lengths = these.iter().flat_map(|change| match &change.command.command {
+                Some(Command::Write(write)) => write.chunks.clone(),
+                _ => Vec::new(),
+            });
+            let lengths: BTreeMap<ChunkId, u64> = lengths
+                .map(|chunk| (chunk.id.expect("a name").into(), u64::from(chunk.length)))
+                .collect();
+            let parts = fold.parts.iter().map(|part| (*part, lengths[part])).collect();
+            self.folded.insert(id, parts);
+        }
+        let first = these.first()?.number;
+        let drain = Drain { lease: lease.0, first, changes };
         let reply = self.commit(node, Command::Drain(drain.clone()));
         let Ok(Outcome::Drained(drained)) = outcome(&reply) else { panic!("{reply:?}") };
         assert_eq!(drained.refused, [], "what a lease allowed was refused: {drain:?}");
         Some(drain)
+    }
+
+    /// A write to one of the files that a node may change unheard.
+    fn piece(&mut self, node: NodeId, file: usize, extent: (u64, u64), append: bool) {
+        let view = self.view(node);
+        let regular = |ino: &Ino| view.inode(*ino).is_ok_and(|inode| inode.extents().is_ok());
+        let covered = view.inodes.keys().filter(|ino| view.holder_of(**ino) == Some(node));
+        let files: Vec<Ino> = covered.filter(|ino| regular(ino)).copied().collect();
+        if files.is_empty() {
+            return;
+        }
+        let ino = files[file % files.len()];
+        self.named += 1;
+        let id = Some(ChunkId { lane: node.0, seq: 1000 + self.named }.into());
+        let (offset, length) = extent;
+        let extent = Extent { offset, length, chunk: id, chunk_offset: 0 };
+        let hash = vec![0; 32].into();
+        let chunk = NewChunk { id, length: length as u32, hash, replicas: vec![node.0] };
+        let (extents, chunks) = (vec![extent], vec![chunk]);
+        let write = Write { ino: ino.0, extents, chunks, append, ..Write::default() };
+        self.change(node, Command::Write(write));
     }
 
     fn drain_all(&mut self, node: NodeId) {
@@ -133,7 +209,17 @@ impl Cluster {
                 let inos = inos.iter().map(|&at| nth(&self.confirmed, at)).collect();
                 self.commit(node, Command::AcquireLease(AcquireLease { inos, below }));
             }
+            Step::Piece { file, offset, length, append } => {
+                self.piece(node, file, (offset, length), append);
+            }
             Step::Drain(most) => drop(self.drain(node, most)),
+            Step::DrainMore(most, more) => {
+                let Some(local) = self.local(node) else { return };
+                let lease = local.lease();
+                let all: Vec<Pending> = local.pending().iter().take(most + more).cloned().collect();
+                self.drain_these(node, lease, &all[..most.min(all.len())]);
+                self.drain_these(node, lease, &all);
+            }
             Step::DrainTwice(most) => {
                 if let Some(drain) = self.drain(node, most) {
                     let before = records(&self.confirmed);
@@ -164,6 +250,37 @@ impl Cluster {
                 locals.for_each(|local| assert!(local.replaced(&self.confirmed)));
             }
         }
+    }
+
+    /// Everything, with the bytes of files as they were written, whatever chunks they are in.
+    fn contents(&self, tree: &Tree) -> (Vec<TreeRecord>, Vec<(Ino, u64, ChunkId, u64)>) {
+        use unum_proto::tree::tree_record::Record;
+        let mut rest = shown(tree);
+        rest.retain(|record| {
+            !matches!(record.record, Some(Record::Chunks(_) | Record::Extents(_) | Record::End(_)))
+        });
+        let mut bytes = Vec::new();
+        for (ino, inode) in &tree.inodes {
+            for extent in inode.extents().into_iter().flat_map(|map| map.iter()) {
+                let Some(source) = extent.source else { continue };
+                // Only short ones are folded.
+                for at in 0..extent.length.min(16) {
+                    let (chunk, offset) = self.origin(source.chunk, u64::from(source.offset) + at);
+                    bytes.push((*ino, extent.offset + at, chunk, offset));
+                }
+            }
+        }
+        (rest, bytes)
+    }
+
+    fn origin(&self, chunk: ChunkId, mut offset: u64) -> (ChunkId, u64) {
+        for &(part, length) in self.folded.get(&chunk).into_iter().flatten() {
+            if offset < length {
+                return (part, offset);
+            }
+            offset -= length;
+        }
+        (chunk, offset)
     }
 
     fn touched_by_pending(&self) -> Vec<Ino> {
@@ -261,11 +378,11 @@ proptest! {
             cluster.check();
         }
         for node in 1..=NODES {
-            let view = shown(cluster.view(NodeId(node)));
+            let view = cluster.contents(cluster.view(NodeId(node)));
             let others = cluster.locals.iter().flatten().filter(|l| l.node() != NodeId(node)).count();
             cluster.drain_all(NodeId(node));
             if others == 0 {
-                prop_assert_eq!(view, shown(&cluster.confirmed));
+                prop_assert_eq!(view, cluster.contents(&cluster.confirmed));
             }
         }
     }

@@ -7,11 +7,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use unum_core::tree::TreeError;
-use unum_proto::file::HASH_SIZE;
+use unum_core::tree::{Folded, TreeError, fold};
+use unum_proto::file::{CHUNK_SIZE_MAX, HASH_SIZE};
 use unum_proto::ids::{ChunkId, Ino, LeaseId};
 use unum_proto::registry::command;
 use unum_proto::tree::tree_command::Command;
@@ -321,7 +321,36 @@ impl ChangeLog {
             batch.drafts.extend(drafts);
         }
         batch.changes.truncate(fit);
+        self.fold(&mut batch);
         (fit > 0).then_some(batch)
+    }
+
+    /// What was written to a file piece by piece goes as one chunk.
+    fn fold(&self, batch: &mut Batch) {
+        let name = || self.parts.replicas.name();
+        let folded = fold(&mut batch.changes, CHUNK_SIZE_MAX as u64, name);
+        if folded.is_empty() {
+            return;
+        }
+        let mut pieces: HashMap<ChunkId, Bytes> =
+            batch.drafts.iter().map(|draft| (draft.id, draft.data.clone())).collect();
+        for Folded { at, parts } in folded {
+            let Some(chunk) = batch.changes.get_mut(at).and_then(|c| new_chunks_mut(c).next())
+            else {
+                continue;
+            };
+            let mut data = BytesMut::with_capacity(chunk.length as usize);
+            for part in parts {
+                data.extend_from_slice(&pieces.remove(&part).unwrap_or_default());
+            }
+            let hash = blake3::hash(&data);
+            chunk.hash = Bytes::copy_from_slice(hash.as_bytes());
+            if let Some(id) = chunk.id.map(ChunkId::from) {
+                pieces.insert(id, data.freeze());
+            }
+        }
+        let chunks = batch.changes.iter_mut().flat_map(new_chunks_mut);
+        batch.drafts = chunks.filter_map(|chunk| draft_of(chunk, &mut pieces)).collect();
     }
 
     /// The contents that come with a change. If they cannot be read back, neither can the change be made.
@@ -351,7 +380,9 @@ impl ChangeLog {
         for refused in &drained.refused {
             let why = TreeError::from_code(refused.why);
             let at = refused.number.wrapping_sub(batch.first) as usize;
-            let command = batch.changes.get(at).and_then(|change| change.command.as_ref());
+            let change = batch.changes.get(at);
+            let command = change.and_then(|change| change.command.as_ref());
+            lost.extend(change.map(|change| Ino(change.folded)).filter(|ino| ino.0 != 0));
             // An orphan that was reaped meanwhile has no bytes to lose.
             if why != TreeError::Stale {
                 tracing::error!(%why, ?command, "a change that was made here was refused");
@@ -409,6 +440,12 @@ impl ChangeLog {
         drop(inner);
         self.moved.notify_waiters();
     }
+}
+
+fn draft_of(chunk: &NewChunk, contents: &mut HashMap<ChunkId, Bytes>) -> Option<Draft> {
+    let id = ChunkId::from(chunk.id?);
+    let hash: [u8; HASH_SIZE] = chunk.hash.as_ref().try_into().ok()?;
+    Some(Draft { id, hash, data: contents.remove(&id)? })
 }
 
 fn new_chunks_mut(change: &mut LoggedChange) -> impl Iterator<Item = &mut NewChunk> {
