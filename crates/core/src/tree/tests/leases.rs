@@ -14,6 +14,9 @@ use super::*;
 
 const NODES: u64 = 3;
 
+/// Where in a file a byte is, and which of which chunk it was written as.
+type Byte = (Ino, u64, ChunkId, u64);
+
 /// A registry and the local views of its nodes.
 struct Cluster {
     confirmed: Tree,
@@ -253,7 +256,7 @@ impl Cluster {
     }
 
     /// Everything, with the bytes of files as they were written, whatever chunks they are in.
-    fn contents(&self, tree: &Tree) -> (Vec<TreeRecord>, Vec<(Ino, u64, ChunkId, u64)>) {
+    fn contents(&self, tree: &Tree) -> (Vec<TreeRecord>, Vec<Byte>) {
         use unum_proto::tree::tree_record::Record;
         let mut rest = shown(tree);
         rest.retain(|record| {
