@@ -54,6 +54,9 @@ impl Tree {
                     Ok(target) if target.kind() != entry.kind => {
                         faults.push(format!("{ino}: {shown} has the wrong kind"));
                     }
+                    Ok(target) if !self.may_be_named(inode, entry.ino, target) => {
+                        faults.push(format!("{ino}: {shown} is in another volume"));
+                    }
                     Ok(_) => {}
                 }
                 if entry.kind == Kind::Directory {
