@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use unum_tests::Playground;
-use unum_tests::actor::{Answer, actors, cannot_run_files};
+use unum_tests::actor::{Actor, Answer, actors, cannot_run_files};
 use unum_tests::coherence::Model;
 
 /// Random calls in the test; the program `files_coherence` does more.
@@ -69,6 +69,57 @@ fn a_node_whose_daemon_stands_still_shows_nothing_stale() {
         assert_eq!(b.answer(), "(6, False, b'new')", "round {round}");
         b.run(&["os.close(f)"]);
     }
+}
+
+/// Tries to find the daemon stopped before its read lease ends, which takes everything back.
+const STOPS_MAX: u32 = 5;
+
+#[test]
+fn what_was_made_or_looked_up_is_shown_without_the_daemon() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = actors(&playground, ["n1", "n2"]);
+    let stats = "len([os.stat(f'/unum/d/{n}', follow_symlinks=False).st_mode for n in range(9)])";
+    let shows = |actor: &mut Actor, machine: &str| {
+        // A change in a directory has the kernel ask for the directory's own attributes.
+        actor.run(&["os.stat('/unum/d') and None"]);
+        playground.does(machine, "kill -STOP $(pidof unumd)");
+        actor.tell(stats);
+        let answer = actor.look();
+        playground.does(machine, "kill -CONT $(pidof unumd)");
+        if answer == Answer::Waits {
+            actor.answer();
+        }
+        answer != Answer::Waits
+    };
+    let made = (0..STOPS_MAX).any(|_| {
+        a.run(&[
+            "import shutil",
+            "shutil.rmtree('/unum/d', ignore_errors=True)",
+            "os.mkdir('/unum/d')",
+            "[os.mkdir(f'/unum/d/{n}') for n in range(3)] and None",
+            "[os.mknod(f'/unum/d/{n}') for n in range(3, 6)] and None",
+            "[os.symlink('x', f'/unum/d/{n}') for n in range(6, 9)] and None",
+        ]);
+        shows(&mut a, "n1")
+    });
+    assert!(made, "what was made is asked for again");
+    let looked_up = (0..STOPS_MAX).any(|_| {
+        a.run(&["[os.utime(f'/unum/d/{n}', follow_symlinks=False) for n in range(9)] and None"]);
+        // A directory that another machine changed a moment ago is not trusted.
+        std::thread::sleep(Duration::from_secs(2));
+        b.expect(stats, "9");
+        shows(&mut b, "n2")
+    });
+    assert!(looked_up, "what was looked up is asked for again");
+    // And yet nothing is shown that is over.
+    a.run(&["os.chmod('/unum/d/4', 0o640)", "os.unlink('/unum/d/5')"]);
+    b.expect(
+        "oct(os.stat('/unum/d/4').st_mode), os.path.exists('/unum/d/5')",
+        "('0o100640', False)",
+    );
 }
 
 /// Each machine's call in one directory may wait for what the others' are in the way of.

@@ -6,13 +6,16 @@
 //! taken back.
 //!
 //! What the kernel is told and when, so that no answer on its way can bring back what was just dropped:
-//! - *Attributes* are trusted from GETATTR only, where the kernel has the inode already: an
-//!   answer that is older than an invalidation is then ignored by it. Other answers carry some, for that
+//! - *Names* are trusted from LOOKUP and from what makes them, and a rename takes the trust along. The kernel
+//!   expires a name under its directory's lock, which a first lookup and a making hold. A lookup that only
+//!   renews a name holds no lock, so a name that was answered a moment ago is expired a second time, a
+//!   little later. A directory that others change is left alone for a while: two nodes at work in it would
+//!   only take names from each other.
+//! - *Attributes* are trusted from GETATTR, where the kernel has the inode already: an answer that is older than
+//!   an invalidation is then ignored by it. They are trusted from the answers that bring an inode, too;
+//!   but before it has it the kernel ignores the invalidation. So shortly after such an answer the name is
+//!   expired first, which waits for the call, and then the inode. Other answers carry attributes for that
 //!   one use.
-//! - *Names* are trusted from LOOKUP, and a rename takes the trust along. The kernel expires a name under its
-//!   directory's lock, which a first lookup holds. A lookup that only renews a name holds no lock, so a
-//!   name that was answered a moment ago is expired a second time, a little later. A directory that others
-//!   change is left alone for a while: two nodes at work in it would only take names from each other.
 //! - *Pages* (of a directory: its listing) are kept from one open to the next if the content is the same. The
 //!   content's time tells, not mtime, which programs set back.
 //!
@@ -34,6 +37,7 @@ use tokio::time::Instant;
 use unum_core::time::Time;
 use unum_core::tree::{Change, Tree, What};
 use unum_proto::ids::{Ino, NodeId};
+use unum_proto::tree::Attributes;
 use unum_sys::fuse::{Discard, Ino as Nodeid, Ledger, Notifier, Trusted};
 
 use crate::beats;
@@ -80,16 +84,38 @@ pub(super) enum Trust {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Recall {
     Name(Ino, Arc<[u8]>),
+    Attributes(Ino),
     Pages(Ino),
 }
 
 /// What the kernel knows of an inode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     attributes: bool,
     /// Its pages, if it has any, are of this content; `Time::ZERO`: of whatever content.
     content: Time,
+    /// The answer that brought it last.
+    brought: Option<Brought>,
 }
+
+/// An answer that told the kernel of an inode by a name.
+#[derive(Clone, Debug)]
+struct Brought {
+    parent: Ino,
+    name: Arc<[u8]>,
+    at: Instant,
+}
+
+impl Brought {
+    /// The kernel may not have the inode yet.
+    fn is_on_its_way(&self, now: Instant) -> bool {
+        now.duration_since(self.at) < ANSWER_TRAVEL_MAX
+    }
+}
+
+/// The kernel's trust in a name, from before that is made. See [`Caches::promise`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise(Instant);
 
 #[derive(Clone, Copy, Debug)]
 struct Restless {
@@ -180,25 +206,58 @@ impl Caches {
     // What an answer may say. To be asked while the tree is looked at, so that a later change finds
     // what was trusted.
 
-    /// How long the kernel may keep what a name leads to, or that it leads nowhere.
-    pub fn trust_name(&self, trust: Trust, parent: Ino, name: &[u8]) -> Duration {
+    /// How long the kernel may keep what a name leads to, or that it leads nowhere; and the attributes of
+    /// what it leads to.
+    pub fn trust_name(
+        &self,
+        trust: Trust,
+        parent: Ino,
+        name: &[u8],
+        found: Option<Ino>,
+    ) -> (Duration, Duration) {
+        const NOT: Duration = Duration::ZERO;
         if trust == Trust::Nobody || !self.trusts_names {
-            return Duration::ZERO;
+            return (NOT, NOT);
         }
         let now = Instant::now();
         let mut state = self.state();
-        let state = &mut *state;
-        let restless = state.restless.get(&parent).is_some_and(|restless| now < restless.until);
-        if restless || !state.is_trusting(now) {
-            return Duration::ZERO;
+        if !state.take_on(parent, name, now) {
+            return (NOT, NOT);
         }
-        if state.answered(parent, name).is_none()
-            && !state.enter(Trusted::Name(Nodeid(parent.0), name))
-        {
-            return Duration::ZERO;
+        match found {
+            Some(ino) if state.bring(ino, parent, name, now) => (FOREVER, FOREVER),
+            _ => (FOREVER, NOT),
         }
-        state.answer(parent, name, now);
-        FOREVER
+    }
+
+    /// A name is about to be made, and the kernel to be trusted with it. None: it is not.
+    pub fn promise(&self, parent: Ino, name: &[u8]) -> Option<Promise> {
+        let now = Instant::now();
+        let taken_on = self.trusts_names && self.state().take_on(parent, name, now);
+        taken_on.then_some(Promise(now))
+    }
+
+    /// How long the kernel may keep a name that was made since the promise, and the attributes of the inode
+    /// that was made with it. What others changed since has taken the promise back, or will find the name
+    /// when this call has given its directory free.
+    pub fn keep_promise(
+        &self,
+        promise: Promise,
+        tree: &Tree,
+        (parent, name): (Ino, &[u8]),
+        made: &Attributes,
+    ) -> (Duration, Duration) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.answered(parent, name) != Some(promise.0) || !state.is_trusting(now) {
+            return (Duration::ZERO, Duration::ZERO);
+        }
+        let ino = Ino(made.ino);
+        let current = tree.inode(ino).is_ok_and(|inode| inode.version == made.version);
+        match current && state.bring(ino, parent, name, now) {
+            true => (FOREVER, FOREVER),
+            false => (FOREVER, Duration::ZERO),
+        }
     }
 
     /// A rename takes the kernel's trust in the old name along to the new one. To be told before the
@@ -247,7 +306,7 @@ impl Caches {
             return Duration::ZERO;
         }
         // Where its pages come from, if it has any, is not known.
-        let unknown = Known { attributes: true, content: Time::ZERO };
+        let unknown = Known { attributes: true, content: Time::ZERO, brought: None };
         state.inodes.entry(ino).or_insert(unknown).attributes = true;
         FOREVER
     }
@@ -268,7 +327,7 @@ impl Caches {
             Some(known) => std::mem::replace(&mut known.content, content) == content,
             None if full => false,
             None => {
-                state.inodes.insert(ino, Known { attributes: false, content });
+                state.inodes.insert(ino, Known { attributes: false, content, brought: None });
                 false
             }
         }
@@ -337,12 +396,17 @@ impl Caches {
 
     /// Takes everything back, and trusts nothing until told to.
     async fn recall_all(&self) {
-        let path = {
+        let (path, arriving) = {
             let mut state = self.state();
             state.trusting = false;
             state.recalling += 1;
-            state.ledger.path().to_owned()
+            (state.ledger.path().to_owned(), state.arriving(Instant::now()))
         };
+        // The kernel must have the inodes that it is to drop. A name that cannot be expired now waits for a call
+        // that is not answered yet, and that is not trusted any more.
+        for some in arriving.chunks(RECALLS_MAX) {
+            self.recall(some.to_vec()).await;
+        }
         let notifier = self.notifier.clone();
         let recalled = tokio::task::spawn_blocking(move || Ledger::recall(&path, &notifier)).await;
         match recalled {
@@ -397,10 +461,7 @@ impl Caches {
                         continue;
                     }
                     let other = std::mem::replace(&mut known.content, content) != content;
-                    if std::mem::take(&mut known.attributes) {
-                        // It does not wait, and a mount that is gone has no caches.
-                        let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
-                    }
+                    self.drop_attributes(*ino, known, now, &mut recalls);
                     if other && state.contended.get(ino).is_some_and(|until| now < *until) {
                         // The next open has them dropped.
                         state.inodes.remove(ino);
@@ -418,10 +479,8 @@ impl Caches {
                         }
                         recalls.push(recall);
                     }
-                    if let Some(known) = state.inodes.remove(ino) {
-                        if known.attributes {
-                            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
-                        }
+                    if let Some(mut known) = state.inodes.remove(ino) {
+                        self.drop_attributes(*ino, &mut known, now, &mut recalls);
                         recalls.push(Recall::Pages(*ino));
                     }
                 }
@@ -440,11 +499,26 @@ impl Caches {
         (recalls, again)
     }
 
+    fn drop_attributes(
+        &self,
+        ino: Ino,
+        known: &mut Known,
+        now: Instant,
+        recalls: &mut Vec<Recall>,
+    ) {
+        if std::mem::take(&mut known.attributes) {
+            // It does not wait, and a mount that is gone has no caches.
+            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+            let brought = known.brought.take();
+            recalls.extend(brought.iter().flat_map(|brought| recalls_of(ino, brought, now)));
+        }
+    }
+
     async fn recall(&self, recalls: Vec<Recall>) {
         let (done, finished) = oneshot::channel();
         let pages = recalls.iter().filter_map(|recall| match recall {
             Recall::Pages(ino) => Some(*ino),
-            Recall::Name(..) => None,
+            Recall::Name(..) | Recall::Attributes(_) => None,
         });
         let pages: Vec<Ino> = pages.collect();
         if self.recalls.try_send(Batch { recalls, done }).is_err()
@@ -505,6 +579,59 @@ impl State {
         answered
     }
 
+    /// The kernel will be trusted with a name. False: it is not to be.
+    fn take_on(&mut self, parent: Ino, name: &[u8], now: Instant) -> bool {
+        let restless = self.restless.get(&parent).is_some_and(|restless| now < restless.until);
+        if restless || !self.is_trusting(now) {
+            return false;
+        }
+        if self.answered(parent, name).is_none()
+            && !self.enter(Trusted::Name(Nodeid(parent.0), name))
+        {
+            return false;
+        }
+        self.answer(parent, name, now);
+        true
+    }
+
+    /// The kernel will be trusted with the attributes of an inode that comes with a name. False: it is not to
+    /// be.
+    fn bring(&mut self, ino: Ino, parent: Ino, name: &[u8], now: Instant) -> bool {
+        let Some((name, _)) = self.names.get(&parent).and_then(|names| names.get_key_value(name))
+        else {
+            return false;
+        };
+        let name = name.clone();
+        let known = self.inodes.get(&ino);
+        // It can be taken back by one name only.
+        let by_another = known.and_then(|known| known.brought.as_ref()).is_some_and(|brought| {
+            brought.is_on_its_way(now) && (brought.parent, &brought.name) != (parent, &name)
+        });
+        let trusted = known.is_some_and(|known| known.attributes);
+        if by_another
+            || self.contended.get(&ino).is_some_and(|until| now < *until)
+            || !trusted && !self.enter(Trusted::Attributes(Nodeid(ino.0)))
+        {
+            return false;
+        }
+        let unknown = Known { attributes: true, content: Time::ZERO, brought: None };
+        let known = self.inodes.entry(ino).or_insert(unknown);
+        known.attributes = true;
+        known.brought = Some(Brought { parent, name, at: now });
+        true
+    }
+
+    /// One name in each directory in which answers may be on their way that bring inodes: when it is expired,
+    /// they have arrived.
+    fn arriving(&self, now: Instant) -> Vec<Recall> {
+        let brought = self.inodes.values().filter_map(|known| known.brought.as_ref());
+        let names: HashMap<Ino, &Arc<[u8]>> = brought
+            .filter(|brought| brought.is_on_its_way(now))
+            .map(|brought| (brought.parent, &brought.name))
+            .collect();
+        names.into_iter().map(|(parent, name)| Recall::Name(parent, name.clone())).collect()
+    }
+
     /// Writes down what the kernel will be trusted with. False: it is not to be trusted.
     fn enter(&mut self, trusted: Trusted<'_>) -> bool {
         if self.is_full() || self.ledger.append(trusted).is_err() {
@@ -540,6 +667,14 @@ impl State {
     }
 }
 
+/// What has to be done for attributes that the kernel may be about to learn.
+fn recalls_of(ino: Ino, brought: &Brought, now: Instant) -> Vec<Recall> {
+    match brought.is_on_its_way(now) {
+        true => vec![Recall::Name(brought.parent, brought.name.clone()), Recall::Attributes(ino)],
+        false => Vec::new(),
+    }
+}
+
 fn recall_in_order(queue: &mpsc::Receiver<Batch>, notifier: &Notifier) {
     while let Ok(batch) = queue.recv() {
         for recall in batch.recalls {
@@ -548,6 +683,7 @@ fn recall_in_order(queue: &mpsc::Receiver<Batch>, notifier: &Notifier) {
                 Recall::Name(parent, name) => {
                     notifier.inval_entry(Nodeid(parent.0), &name, Discard::Expire)
                 }
+                Recall::Attributes(ino) => notifier.inval_inode(Nodeid(ino.0), -1, 0),
                 Recall::Pages(ino) => notifier.inval_inode(Nodeid(ino.0), 0, 0),
             };
         }

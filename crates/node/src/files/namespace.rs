@@ -10,8 +10,8 @@ use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
-    Attributes, Create, CreateUnnamed, FileKind, Link, Release as ReleaseInodes, Rename, Rmdir,
-    Unlink,
+    Attributes, Create, CreateUnnamed, FileKind, InodeReply, Link, Release as ReleaseInodes,
+    Rename, Rmdir, Unlink,
 };
 use unum_sys::fuse::{
     Added, Delivery, DirectoryBuffer, Entry, Fh, Ino as Nodeid, OpenFlags, Opened, Release,
@@ -26,29 +26,29 @@ use super::handles::{Handle, HandleId};
 impl Call<'_> {
     pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
         let about = |tree: &Tree| [self.ino, tree.lookup(self.ino, name).unwrap_or(self.ino)];
-        let (found, ttl) = self
+        let (found, trusted) = self
             .files
             .see(self.deadline, about, |tree, trust| {
-                let found = tree.lookup(self.ino, name).and_then(|ino| tree.attributes(ino));
-                let ttl = match found {
+                let ino = tree.lookup(self.ino, name);
+                let found = ino.and_then(|ino| tree.attributes(ino));
+                let trusted = match found {
                     Ok(_) | Err(TreeError::NotFound) => {
-                        self.files.caches.trust_name(trust, self.ino, name)
+                        self.files.caches.trust_name(trust, self.ino, name, ino.ok())
                     }
-                    Err(_) => Duration::ZERO,
+                    Err(_) => UNTRUSTED,
                 };
-                (found, ttl)
+                (found, trusted)
             })
             .await?;
         match found {
-            Ok(attributes) => Ok(Looked::Found(Entry { entry_ttl: ttl, ..entry(&attributes) })),
-            Err(TreeError::NotFound) => Ok(Looked::Nothing(ttl)),
+            Ok(attributes) => Ok(Looked::Found(entry(&attributes, trusted))),
+            Err(TreeError::NotFound) => Ok(Looked::Nothing(trusted.0)),
             Err(error) => Err(error.into()),
         }
     }
 
     pub(super) async fn mkdir(&self, name: Vec<u8>, mode: u32) -> Result<Entry, FileError> {
-        let create = self.new_inode(name, FileKind::Directory, mode);
-        Ok(entry(&self.make(create).await?))
+        self.make(self.new_inode(name, FileKind::Directory, mode)).await
     }
 
     pub(super) async fn mknod(
@@ -58,20 +58,18 @@ impl Call<'_> {
         rdev: u32,
     ) -> Result<Entry, FileError> {
         let kind = kind_of(mode).ok_or(Errno::INVAL)?;
-        let create = Create { rdev, ..self.new_inode(name, kind, mode) };
-        Ok(entry(&self.make(create).await?))
+        self.make(Create { rdev, ..self.new_inode(name, kind, mode) }).await
     }
 
     pub(super) async fn symlink(&self, name: Vec<u8>, target: Vec<u8>) -> Result<Entry, FileError> {
         let target = Bytes::from(target);
-        let create = Create { target, ..self.new_inode(name, FileKind::Symlink, 0o777) };
-        Ok(entry(&self.make(create).await?))
+        self.make(Create { target, ..self.new_inode(name, FileKind::Symlink, 0o777) }).await
     }
 
     pub(super) async fn link(&self, ino: Nodeid, name: Vec<u8>) -> Result<Entry, FileError> {
         let link = Link { ino: ino.0, parent: self.ino.0, name: name.into() };
         let both = [ino.0, self.ino.0].map(Ino);
-        Ok(entry(&inode_of(self.change_seen(Command::Link(link), both).await?)?))
+        Ok(entry(&inode_of(self.change_seen(Command::Link(link), both).await?)?, UNTRUSTED))
     }
 
     pub(super) async fn unlink(&self, name: Vec<u8>) -> Result<(), FileError> {
@@ -162,17 +160,14 @@ impl Call<'_> {
     ) -> Result<(Entry, Opened), FileError> {
         let exclusive = flags & libc::O_EXCL as u32 != 0;
         let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
-        let name = create.name.clone();
-        let create = self.change_seen(Command::Create(create), [self.ino; 2]);
-        let outcome = self.with_name(&name, create).await?;
-        let Outcome::Inode(reply) = outcome else { return Err(FileError::Strange) };
+        let (reply, trusted) = self.make_trusted(create).await?;
         let mut attributes = reply.attributes.ok_or(FileError::Strange)?;
         // Somebody else made it since the kernel looked: what O_TRUNC asks for is still to be done.
         if !reply.created && flags & libc::O_TRUNC as u32 != 0 {
             attributes = self.truncate(Ino(attributes.ino)).await?;
         }
         let opened = self.opened(Ino(attributes.ino), flags)?;
-        Ok((entry(&attributes), opened))
+        Ok((entry(&attributes, trusted), opened))
     }
 
     pub(super) async fn tmpfile(
@@ -191,7 +186,7 @@ impl Call<'_> {
         let made = Box::pin(self.change_heard(Command::CreateUnnamed(unnamed), None)).await?;
         let attributes = inode_of(made)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
-        Ok((entry(&attributes), opened))
+        Ok((entry(&attributes, UNTRUSTED), opened))
     }
 
     pub(super) async fn opendir(&self, flags: u32) -> Result<Opened, FileError> {
@@ -262,9 +257,31 @@ impl Call<'_> {
         }
     }
 
-    async fn make(&self, create: Create) -> Result<Attributes, FileError> {
+    async fn make(&self, create: Create) -> Result<Entry, FileError> {
+        let (reply, trusted) = self.make_trusted(create).await?;
+        Ok(entry(&reply.attributes.ok_or(FileError::Strange)?, trusted))
+    }
+
+    /// Makes an inode, and tells how long the kernel may keep its name and its attributes.
+    async fn make_trusted(
+        &self,
+        create: Create,
+    ) -> Result<(InodeReply, (Duration, Duration)), FileError> {
+        let (caches, registry) = (&self.files.caches, &self.files.parts.registry);
         let name = create.name.clone();
-        self.with_name(&name, self.inode_change(Command::Create(create), self.ino)).await
+        let answered = caches.answered(self.ino, &name);
+        let promise = caches.promise(self.ino, &name);
+        let made = self.change_seen(Command::Create(create), [self.ino; 2]).await?;
+        let Outcome::Inode(reply) = made else { return Err(FileError::Strange) };
+        let trusted = self.look(|tree| {
+            let fresh = reply.created && registry.ungranted() == 0 && registry.holds_lease();
+            let attributes = reply.attributes.as_ref().filter(|_| fresh)?;
+            Some(caches.keep_promise(promise?, tree, (self.ino, &name), attributes))
+        });
+        if promise.is_none() {
+            caches.forget_name(self.ino, &name, answered);
+        }
+        Ok((reply, trusted.unwrap_or(UNTRUSTED)))
     }
 
     /// A change of one inode that programs see.
@@ -310,14 +327,12 @@ fn open_flags(flags: u32) -> OpenFlags {
     if flags & libc::O_APPEND as u32 != 0 { OpenFlags::DIRECT_IO } else { OpenFlags::NONE }
 }
 
-fn entry(attributes: &Attributes) -> Entry {
-    Entry {
-        ino: Nodeid(attributes.ino),
-        generation: 0,
-        attr: attr(attributes),
-        entry_ttl: Duration::ZERO,
-        attr_ttl: Duration::ZERO,
-    }
+/// The kernel is to forget a name and attributes once they are used.
+const UNTRUSTED: (Duration, Duration) = (Duration::ZERO, Duration::ZERO);
+
+fn entry(attributes: &Attributes, (entry_ttl, attr_ttl): (Duration, Duration)) -> Entry {
+    let (ino, attr) = (Nodeid(attributes.ino), attr(attributes));
+    Entry { ino, generation: 0, attr, entry_ttl, attr_ttl }
 }
 
 fn io_errno(error: std::io::Error) -> FileError {
