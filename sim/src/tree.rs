@@ -11,9 +11,9 @@ use unum_core::tree::{ROOT, Tree};
 use unum_proto::ids::NodeId;
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{
-    ChunkKey, Create, CreateUnnamed, Extent, Fallocate, FileKind, Hold, Link, Lock, LockRange,
-    LockTable, NewChunk, Reap, Release, ReleaseOwner, Rename, Rmdir, SetAttributes, SetReplicas,
-    SetXattr, Unlink, Unlock, Write, XattrMode,
+    ChunkKey, CopyRange, Create, CreateUnnamed, Extent, Fallocate, FileKind, Hold, Link, Lock,
+    LockRange, LockTable, NewChunk, Reap, Release, ReleaseOwner, Rename, Rmdir, SetAttributes,
+    SetReplicas, SetXattr, Unlink, Unlock, Write, XattrMode,
 };
 
 /// Names in each directory.
@@ -112,8 +112,19 @@ pub fn draw(rng: &mut StdRng, sight: &Sight, node: NodeId, unique: ChunkKey) -> 
             name: Bytes::from_static(b"user.note"),
             value: Bytes::copy_from_slice(&unique.seq.to_le_bytes()),
             mode: XattrMode::default().into(),
+            kill_setgid: false,
         }),
-        17 => set_replicas(rng, sight),
+        17 => match rng.random() {
+            true => set_replicas(rng, sight),
+            false => Command::CopyRange(CopyRange {
+                from: sight.inode(rng),
+                from_offset: rng.random_range(0..4) * PAGE,
+                to: sight.inode(rng),
+                to_offset: rng.random_range(0..4) * PAGE,
+                length: rng.random_range(0..4 * PAGE),
+                kill_privileges: false,
+            }),
+        },
         18 => Command::CreateUnnamed(CreateUnnamed {
             parent: sight.directory(rng),
             mode: 0o600,

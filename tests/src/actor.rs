@@ -41,6 +41,29 @@ def write(path, content, mode='wb'):
         file.write(content)
 def fallocate(fd, mode, offset, length):
     call('fallocate', fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
+def copy_range(source, at, target, to, length):
+    # The kernel goes by the size that it knows.
+    os.fstat(source)
+    return os.copy_file_range(source, target, length, at, to)
+def copy(source, at, target, to, length):
+    with open(source, 'rb') as source, open(target, 'r+b') as target:
+        return copy_range(source.fileno(), at, target.fileno(), to, length)
+def copy_all(source, target):
+    done = 0
+    with open(source, 'rb') as source, open(target, 'wb') as target:
+        while count := os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+            done += count
+    return done
+def as_user(uid, work, gid=None, groups=()):
+    os.setgroups(groups)
+    os.setegid(uid if gid is None else gid)
+    os.seteuid(uid)
+    try:
+        return work()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups([])
 def rename(old, new, flags):
     call('renameat2', -100, old.encode(), -100, new.encode(), flags)
 class Alarm(Exception):

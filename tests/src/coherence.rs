@@ -82,7 +82,7 @@ impl Model {
 
     fn draw(&mut self, rng: &mut StdRng, actor: usize) -> Step {
         let path = draw_path(rng);
-        match rng.random_range(0..28) {
+        match rng.random_range(0..31) {
             0..3 => self.create(&path, &letters(rng)),
             3 => self.mkdir(&path),
             4 => self.rmdir(&path),
@@ -104,6 +104,15 @@ impl Model {
                  if os.fstat(f.fileno()).st_size else b'')(open({}, 'rb'))",
             ),
             24 => self.open(actor, rng.random_range(0..OPEN_MAX), &path),
+            28..30 => {
+                let at = [0; 2].map(|_| rng.random_range(0..SIZE_MAX / 2));
+                self.copy(&path, &draw_path(rng), at, rng.random_range(1..SIZE_MAX / 2))
+            }
+            30 => {
+                let slots = [0; 2].map(|_| rng.random_range(0..OPEN_MAX));
+                let at = [0; 2].map(|_| rng.random_range(0..SIZE_MAX / 2));
+                self.copy_open(actor, slots, at, rng.random_range(1..SIZE_MAX / 2))
+            }
             _ => {
                 let slot = rng.random_range(0..OPEN_MAX);
                 match rng.random_range(0..5) {
@@ -287,6 +296,44 @@ impl Model {
             self.shown(path)
         );
         step(line, self.file(path).map(|content| put(content, at, bytes)))
+    }
+
+    fn copy(&mut self, from: &Path, to: &Path, at: [usize; 2], length: usize) -> Step {
+        let (shown, onto) = (self.shown(from), self.shown(to));
+        let line = format!("copy({shown}, {}, {onto}, {}, {length})", at[0], at[1]);
+        let found = self.file(from).map(drop).and_then(|()| self.file(to).map(drop));
+        let found = found.and_then(|()| Ok([self.find(from)?, self.find(to)?]));
+        let answer = found.and_then(|files| self.copied(files, at, length));
+        Step { line, answer: answer.map_or_else(str::to_owned, |n| n.to_string()) }
+    }
+
+    fn copy_open(
+        &mut self,
+        actor: usize,
+        slots: [usize; 2],
+        at: [usize; 2],
+        length: usize,
+    ) -> Step {
+        let [Some(from), Some(to)] = slots.map(|slot| self.open[actor][slot]) else {
+            return step("None".into(), Ok(()));
+        };
+        let line =
+            format!("copy_range(f{}, {}, f{}, {}, {length})", slots[0], at[0], slots[1], at[1]);
+        let answer = self.copied([from, to], at, length);
+        Step { line, answer: answer.map_or_else(str::to_owned, |n| n.to_string()) }
+    }
+
+    fn copied(&mut self, files: [Id; 2], at: [usize; 2], length: usize) -> Expected<usize> {
+        let source = self.content(files[0]).ok_or("EISDIR")?;
+        let start = at[0].min(source.len());
+        let bytes = source[start..(at[0] + length).clamp(start, source.len())].to_vec();
+        if files[0] == files[1] && at[0].abs_diff(at[1]) < bytes.len() {
+            return Err("EINVAL");
+        }
+        if !bytes.is_empty() {
+            put(self.content(files[1]).ok_or("EISDIR")?, at[1], &bytes);
+        }
+        Ok(bytes.len())
     }
 
     fn truncate(&mut self, path: &Path, size: usize) -> Step {

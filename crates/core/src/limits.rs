@@ -13,6 +13,8 @@ pub const REPLICAS_MAX: usize = 16;
 pub const EXTENTS_PER_INODE_MAX: usize = 1 << 20;
 /// Extents, and new chunks, of one write command.
 pub const WRITE_EXTENTS_MAX: usize = 1024;
+/// Extents that one command copies from file to file.
+pub const COPY_EXTENTS_MAX: usize = 1024;
 /// Chunks of the whole tree.
 pub const CHUNKS_MAX: usize = 1 << 26;
 /// Inodes of the whole tree, orphans included.
@@ -35,6 +37,8 @@ pub const XATTR_VALUE_SIZE_MAX: usize = 64 << 10;
 pub const XATTR_LIST_SIZE_MAX: usize = 64 << 10;
 /// Bytes of the names and values of an inode's extended attributes.
 pub const XATTR_TOTAL_SIZE_MAX: usize = 128 << 10;
+/// Entries of an access control list: the kernel passes no longer one on.
+pub const ACL_ENTRIES_MAX: usize = 511;
 /// Least time between the loss of the last name and the end of an inode.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 /// Inodes named by one hold, release or reap command.
@@ -81,4 +85,5 @@ const _: () = {
     assert!(64 * PENDING_CHANGES_MAX <= RESERVED_MAX);
     assert!(VOLUME_REPLICAS_MAX as usize <= REPLICAS_MAX);
     assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
+    assert!(COPY_EXTENTS_MAX > 0 && 2 * COPY_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
 };

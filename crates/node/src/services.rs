@@ -435,6 +435,7 @@ fn make_files(
         patience: plan.settings.file_patience,
         notifier: connection.notifier(),
         drops_names: connection.drops_names(),
+        obeys_acls: connection.obeys_acls(),
     };
     let run_dir = &plan.settings.run_dir;
     let (handles, trusted) = (run_dir.join("handles"), trusted_path(plan.settings));

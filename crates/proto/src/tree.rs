@@ -124,7 +124,7 @@ pub struct NewChunk {
 pub struct TreeCommand {
     #[prost(
         oneof = "tree_command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 100, 101"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 100, 101, 150"
     )]
     pub command: Option<tree_command::Command>,
 }
@@ -188,6 +188,8 @@ pub mod tree_command {
         CreateVolume(super::CreateVolume),
         #[prost(message, tag = "101")]
         SetVolume(super::SetVolume),
+        #[prost(message, tag = "150")]
+        CopyRange(super::CopyRange),
     }
 }
 
@@ -200,7 +202,6 @@ pub struct Create {
     pub name: Bytes,
     #[prost(enumeration = "FileKind", tag = "3")]
     pub kind: i32,
-    /// The umask is already applied.
     #[prost(uint32, tag = "4")]
     pub mode: u32,
     #[prost(uint32, tag = "5")]
@@ -220,6 +221,9 @@ pub struct Create {
     /// The number of the new inode, from the range of the issuer's write lease; 0: the next of all.
     #[prost(uint64, tag = "10")]
     pub ino: u64,
+    /// Taken from the mode unless the parent has a default access control list, which goes before it.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 /// open(O_TMPFILE): a regular file without a name, held by the issuing node.
@@ -236,6 +240,9 @@ pub struct CreateUnnamed {
     /// A link may give it a name later (no O_EXCL).
     #[prost(bool, tag = "5")]
     pub linkable: bool,
+    /// As with Create.
+    #[prost(uint32, tag = "50")]
+    pub umask: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -355,6 +362,25 @@ pub struct Fallocate {
     pub kill_privileges: bool,
 }
 
+/// copy_file_range: a stretch of one file becomes that of another, or of the same one elsewhere, by taking its
+/// bytes from the same chunks.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CopyRange {
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    #[prost(uint64, tag = "2")]
+    pub from_offset: u64,
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
+    #[prost(uint64, tag = "4")]
+    pub to_offset: u64,
+    #[prost(uint64, tag = "5")]
+    pub length: u64,
+    /// Of the file that is changed.
+    #[prost(bool, tag = "6")]
+    pub kill_privileges: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub enum XattrMode {
@@ -373,6 +399,9 @@ pub struct SetXattr {
     pub value: Bytes,
     #[prost(enumeration = "XattrMode", tag = "4")]
     pub mode: i32,
+    /// Clear setgid if this is the access control list: who sets it is not in the file's group.
+    #[prost(bool, tag = "50")]
+    pub kill_setgid: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -574,7 +603,7 @@ pub struct VolumeSettings {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TreeReply {
-    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "tree_reply::Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 150")]
     pub outcome: Option<tree_reply::Outcome>,
     /// Waits that this command has turned into locks.
     #[prost(message, repeated, tag = "15")]
@@ -604,6 +633,8 @@ pub mod tree_reply {
         Leased(super::Leased),
         #[prost(message, tag = "9")]
         Drained(super::Drained),
+        #[prost(message, tag = "150")]
+        Copied(super::Copied),
     }
 }
 
@@ -624,6 +655,16 @@ pub struct Written {
     /// What the extents' offsets counted from: the old size with append, else 0.
     #[prost(uint64, tag = "1")]
     pub base: u64,
+    #[prost(message, optional, tag = "2")]
+    pub attributes: Option<Attributes>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Copied {
+    /// Fewer than were asked for where the source ends, or has more extents than one command takes.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// Of the file that was changed.
     #[prost(message, optional, tag = "2")]
     pub attributes: Option<Attributes>,
 }
@@ -880,12 +921,14 @@ pub struct EntriesRecord {
     pub entries: Vec<EntryRecord>,
 }
 
+/// Tag 2 was the one inode that a chunk belonged to.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ChunkRecord {
     #[prost(message, optional, tag = "1")]
     pub chunk: Option<NewChunk>,
-    #[prost(uint64, tag = "2")]
-    pub ino: u64,
+    /// As in an inode's record.
+    #[prost(uint32, tag = "40")]
+    pub volume: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

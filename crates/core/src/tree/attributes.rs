@@ -1,21 +1,20 @@
 //! Commands that change attributes: setattr and extended attributes.
 
-use std::sync::Arc;
-
 use unum_proto::ids::Ino;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{NewTime, RemoveXattr, SetAttributes, SetXattr, Timestamp, XattrMode};
 
 use super::Tree;
+use super::acl::{self, Acl};
 use super::error::TreeError;
-use super::inode::{Inode, MODE_MASK, Xattrs, timestamp, valid_timestamp};
+use super::inode::{Body, Inode, SETGID, Xattrs, timestamp, valid_timestamp};
 use super::namespace::valid_owner;
 use crate::limits::{
     XATTR_LIST_SIZE_MAX, XATTR_NAME_LENGTH_MAX, XATTR_TOTAL_SIZE_MAX, XATTR_VALUE_SIZE_MAX,
 };
 use crate::time::Time;
 
-/// Attributes in this name space belong to the kernel (access control lists); none is supported.
+/// Attributes in this name space belong to the kernel; access control lists are those that are supported.
 const SYSTEM_PREFIX: &[u8] = b"system.";
 
 /// The class of an inode: whether its changes are durable before their calls return.
@@ -43,7 +42,9 @@ impl Tree {
         }
         inode.uid = command.uid.unwrap_or(inode.uid);
         inode.gid = command.gid.unwrap_or(inode.gid);
-        inode.mode = command.mode.map_or(inode.mode, |mode| mode & MODE_MASK);
+        if let Some(mode) = command.mode {
+            inode.change_mode(mode);
+        }
         inode.atime = atime.unwrap_or(inode.atime);
         if command.size.is_none() {
             inode.touch(now);
@@ -81,9 +82,43 @@ impl Tree {
             (XattrMode::Any, _) | (XattrMode::Create, false) | (XattrMode::Replace, true) => {}
         }
         room_for_xattr(inode, name, &command.value)?;
+        if name == acl::ACCESS || name == acl::DEFAULT {
+            return self.set_acl(now, ino, name, command);
+        }
         let inode = self.inode_mut(ino)?;
-        let xattrs = Arc::make_mut(inode.xattrs.get_or_insert_default());
-        xattrs.insert(name.into(), command.value.as_ref().into());
+        inode.insert_xattr(name, &command.value);
+        inode.touch(now);
+        Ok(())
+    }
+
+    /// An access list brings its mode along; one that says no more than that is not kept.
+    fn set_acl(
+        &mut self,
+        now: Time,
+        ino: Ino,
+        name: &[u8],
+        command: &SetXattr,
+    ) -> Result<(), TreeError> {
+        let inode = self.inode(ino)?;
+        let is_access = name == acl::ACCESS;
+        match inode.body {
+            Body::Symlink(_) => return Err(TreeError::Unsupported),
+            Body::Directory(_) => {}
+            _ if is_access => {}
+            _ => return Err(TreeError::Invalid),
+        }
+        let acl = Acl::parse(&command.value)?;
+        let inode = self.inode_mut(ino)?;
+        if is_access {
+            inode.mode = acl.mode(inode.mode);
+            if command.kill_setgid {
+                inode.mode &= !SETGID;
+            }
+        }
+        match is_access && acl.is_mode() {
+            true => drop(inode.remove_xattr(name)),
+            false => inode.insert_xattr(name, &acl.encode()),
+        }
         inode.touch(now);
         Ok(())
     }
@@ -129,7 +164,8 @@ pub(super) fn valid_xattr_name(name: &[u8]) -> Result<&[u8], TreeError> {
     if name.is_empty() || name.contains(&0) {
         return Err(TreeError::Invalid);
     }
-    if name.starts_with(SYSTEM_PREFIX) {
+    let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
+    if name.starts_with(SYSTEM_PREFIX) && !is_acl {
         return Err(TreeError::Unsupported);
     }
     Ok(name)

@@ -82,6 +82,7 @@ impl Tree {
         if inode.mode & !MODE_MASK != 0 {
             faults.push(format!("mode is {:o}", inode.mode));
         }
+        faults.extend(inode.acl_faults());
         if ino >= self.next_ino {
             faults.push("its number was never given".to_owned());
         }
@@ -167,14 +168,19 @@ impl Tree {
     }
 
     /// Bytes that extents take from each chunk, and extents that go beyond theirs.
-    fn used_chunks(&self, faults: &mut Vec<String>) -> BTreeMap<(ChunkId, Ino), u64> {
-        let mut used = BTreeMap::new();
+    fn used_chunks(&self, faults: &mut Vec<String>) -> BTreeMap<ChunkId, u64> {
+        let mut used = BTreeMap::<ChunkId, u64>::new();
         for (&ino, inode) in self.inodes.iter() {
             let Body::Regular(extents) = &inode.body else { continue };
             for extent in extents.iter() {
                 let Some(source) = extent.source else { continue };
-                *used.entry((source.chunk, ino)).or_default() += extent.length;
-                let length = self.chunks.get(source.chunk).map_or(CHUNK_SIZE_MAX, |c| c.length);
+                let used = used.entry(source.chunk).or_default();
+                *used = used.saturating_add(extent.length);
+                let chunk = self.chunks.get(source.chunk);
+                if chunk.is_some_and(|chunk| chunk.volume != inode.volume) {
+                    faults.push(format!("{ino}: takes bytes from a chunk of another volume"));
+                }
+                let length = chunk.map_or(CHUNK_SIZE_MAX, |c| c.length);
                 if u64::from(source.offset) + extent.length > u64::from(length) {
                     faults.push(format!("{ino}: extent at {} leaves its chunk", extent.offset));
                 }

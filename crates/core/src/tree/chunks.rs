@@ -1,15 +1,17 @@
 //! The chunk table: what the cluster must keep, where, and how to tell that it is whole.
 //!
-//! Invariants: a chunk belongs to one inode for life. `live` is the number of bytes that the
-//! inode's extents take from it; a chunk with none leaves the table with the command that made it
-//! so, and nodes delete chunks that the table does not know. Every chunk has a replica.
+//! Invariants: `live` is the number of bytes that extents take from a chunk, those of all inodes summed up:
+//! the same byte counts as often as it is taken. A chunk with none leaves the table with the command that
+//! made it so, and nodes delete chunks that the table does not know. Every chunk has a replica.
+//!
+//! Which inodes take bytes from a chunk is not kept: their extents say so (see [`super::Tree::users_of`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use unum_proto::ids::{ChunkId, Ino, NodeId};
+use unum_proto::ids::{ChunkId, NodeId, VolumeId};
 use unum_proto::tree::{NewChunk, SetReplicas};
 
 use super::error::TreeError;
@@ -20,7 +22,8 @@ pub type Hash = [u8; 32];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    pub ino: Ino,
+    /// That of all inodes that take bytes from it.
+    pub volume: VolumeId,
     pub length: u32,
     pub hash: Hash,
     /// Sorted, without repetition.
@@ -30,14 +33,14 @@ pub struct Chunk {
 
 impl Chunk {
     /// What a message says of a chunk, checked.
-    pub fn from_proto(ino: Ino, chunk: &NewChunk) -> Result<(ChunkId, Self), TreeError> {
+    pub fn from_proto(volume: VolumeId, chunk: &NewChunk) -> Result<(ChunkId, Self), TreeError> {
         let id = chunk.id.ok_or(TreeError::Invalid)?.into();
         if chunk.length == 0 || chunk.length > CHUNK_SIZE_MAX {
             return Err(TreeError::Invalid);
         }
         let hash = chunk.hash.as_ref().try_into().map_err(|_| TreeError::Invalid)?;
         let replicas = valid_replicas(&chunk.replicas)?;
-        Ok((id, Self { ino, length: chunk.length, hash, replicas, live: 0 }))
+        Ok((id, Self { volume, length: chunk.length, hash, replicas, live: 0 }))
     }
 
     pub fn to_proto(&self, id: ChunkId) -> NewChunk {
@@ -147,9 +150,9 @@ impl ChunkTable {
     }
 
     /// Chunks that were written down here first are now where these messages say.
-    pub(super) fn adopt_places(&mut self, ino: Ino, chunks: &[NewChunk]) {
+    pub(super) fn adopt_places(&mut self, chunks: &[NewChunk]) {
         for chunk in chunks {
-            let Ok((id, placed)) = Chunk::from_proto(ino, chunk) else { continue };
+            let Ok((id, placed)) = Chunk::from_proto(VolumeId(0), chunk) else { continue };
             if let Some(chunk) = self.chunks.get_mut(&id) {
                 chunk.replicas = placed.replicas;
             }
@@ -160,6 +163,10 @@ impl ChunkTable {
         if let Some(chunk) = self.chunks.get_mut(&id) {
             chunk.live += bytes;
         }
+    }
+
+    pub(super) fn is_live(&self, id: ChunkId) -> bool {
+        self.chunks.get(&id).is_some_and(|chunk| chunk.live > 0)
     }
 
     /// The chunk stays until `prune`: a later step of the same command may take it up again.
@@ -192,13 +199,13 @@ impl ChunkTable {
         Ok(())
     }
 
-    /// What is wrong, given the bytes that extents really take from each chunk, by inode.
-    pub(super) fn faults(&self, used: &BTreeMap<(ChunkId, Ino), u64>) -> Vec<String> {
+    /// What is wrong, given the bytes that extents really take from each chunk.
+    pub(super) fn faults(&self, used: &BTreeMap<ChunkId, u64>) -> Vec<String> {
         let mut faults = Vec::new();
         let mut stored = 0;
         for (id, chunk) in self.chunks.iter() {
             stored += u64::from(chunk.length);
-            let live = used.get(&(*id, chunk.ino)).copied().unwrap_or(0);
+            let live = used.get(id).copied().unwrap_or(0);
             if live != chunk.live || live == 0 {
                 faults.push(format!("chunk {id}: {} bytes live, {live} used", chunk.live));
             }
@@ -206,10 +213,8 @@ impl ChunkTable {
                 faults.push(format!("chunk {id} has no replica"));
             }
         }
-        for (id, ino) in used.keys() {
-            if self.get(*id).is_none_or(|chunk| chunk.ino != *ino) {
-                faults.push(format!("{ino} uses chunk {id}, which is unknown or another's"));
-            }
+        for id in used.keys().filter(|id| self.get(**id).is_none()) {
+            faults.push(format!("chunk {id} is used, but unknown"));
         }
         if stored != self.stored {
             faults.push(format!("{} bytes stored, {stored} in chunks", self.stored));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unum_proto::ids::{ChunkId, Ino};
+use unum_proto::ids::{ChunkId, Ino, VolumeId};
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{self as proto, Fallocate, FallocateMode, Write, Written};
 
@@ -10,7 +10,7 @@ use super::Tree;
 use super::chunks::Chunk;
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap, Source};
-use super::inode::Body;
+use super::inode::{Body, Inode};
 use super::volumes::{growth, holes};
 use crate::limits::{
     ALLOCATED_MAX, CHUNKS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, RESERVED_BYTES_MAX,
@@ -80,8 +80,8 @@ impl Tree {
         }
         let base = if command.append { inode.length } else { 0 };
         let length = inode.length;
-        let chunks = self.new_chunks(ino, command)?;
-        let extents = self.written_extents(ino, base, command, &chunks)?;
+        let chunks = self.new_chunks(inode.volume, command)?;
+        let extents = self.written_extents(inode, base, command, &chunks)?;
         let end = extents.iter().map(Extent::end).max().unwrap_or(0);
         if command.relayout && end > length {
             return Err(TreeError::Invalid);
@@ -114,7 +114,11 @@ impl Tree {
         Ok(Outcome::Written(Written { base, attributes: Some(self.attributes(ino)?) }))
     }
 
-    fn new_chunks(&self, ino: Ino, command: &Write) -> Result<BTreeMap<ChunkId, Chunk>, TreeError> {
+    fn new_chunks(
+        &self,
+        volume: VolumeId,
+        command: &Write,
+    ) -> Result<BTreeMap<ChunkId, Chunk>, TreeError> {
         if command.chunks.len() > WRITE_EXTENTS_MAX {
             return Err(TreeError::Invalid);
         }
@@ -124,7 +128,7 @@ impl Tree {
         }
         let mut chunks = BTreeMap::new();
         for chunk in &command.chunks {
-            let (id, chunk) = Chunk::from_proto(ino, chunk)?;
+            let (id, chunk) = Chunk::from_proto(volume, chunk)?;
             if self.chunks.get(id).is_some() || chunks.insert(id, chunk).is_some() {
                 return Err(TreeError::Invalid);
             }
@@ -132,9 +136,11 @@ impl Tree {
         Ok(chunks)
     }
 
+    /// Bytes come from chunks that the write brings along, or from those that the file takes bytes from
+    /// already: no other inode's changes are to decide whether a chunk is still there.
     fn written_extents(
         &self,
-        ino: Ino,
+        inode: &Inode,
         base: u64,
         command: &Write,
         new: &BTreeMap<ChunkId, Chunk>,
@@ -142,15 +148,21 @@ impl Tree {
         if command.extents.len() > WRITE_EXTENTS_MAX {
             return Err(TreeError::Invalid);
         }
-        let find = |id| new.get(&id).or_else(|| self.chunks.get(id));
+        let mut own = None;
         let extents = command.extents.iter().map(|raw| {
             let extent = valid_extent(raw, base)?;
-            let source = extent.source.ok_or(TreeError::Invalid)?;
-            match find(source.chunk) {
-                Some(chunk) if chunk.ino == ino && within_chunk(&extent, chunk) => Ok(extent),
-                Some(_) => Err(TreeError::Invalid),
-                None => Err(TreeError::Stale),
-            }
+            let id = extent.source.ok_or(TreeError::Invalid)?.chunk;
+            let chunk = match new.get(&id) {
+                Some(chunk) => chunk,
+                None => {
+                    let chunk = self.chunks.get(id).ok_or(TreeError::Stale)?;
+                    match own.get_or_insert_with(|| chunks_of(inode)).contains(&id) {
+                        true => chunk,
+                        false => return Err(TreeError::Invalid),
+                    }
+                }
+            };
+            if within_chunk(&extent, chunk) { Ok(extent) } else { Err(TreeError::Invalid) }
         });
         extents.collect()
     }
@@ -215,7 +227,10 @@ impl Tree {
     }
 
     /// Counts bytes as added that may replace others: close to the limit that is too strict.
-    fn room_for_bytes(&self, lengths: impl Iterator<Item = u64>) -> Result<(), TreeError> {
+    pub(super) fn room_for_bytes(
+        &self,
+        lengths: impl Iterator<Item = u64>,
+    ) -> Result<(), TreeError> {
         let total = lengths.fold(self.allocated, u64::saturating_add);
         if total <= ALLOCATED_MAX - self.kept_back(RESERVED_BYTES_MAX) {
             Ok(())
@@ -238,7 +253,7 @@ impl Tree {
     }
 
     /// Puts extents over what is there, in order, and accounts for it all.
-    fn put_extents(&mut self, ino: Ino, extents: &[Extent]) -> Result<(), TreeError> {
+    pub(super) fn put_extents(&mut self, ino: Ino, extents: &[Extent]) -> Result<(), TreeError> {
         let mut removed = Vec::new();
         self.change_extents(ino, |map| {
             for extent in extents {
@@ -253,7 +268,7 @@ impl Tree {
         Ok(())
     }
 
-    fn cut(&mut self, ino: Ino, start: u64, end: u64) -> Result<(), TreeError> {
+    pub(super) fn cut(&mut self, ino: Ino, start: u64, end: u64) -> Result<(), TreeError> {
         let mut removed = Vec::new();
         self.change_extents(ino, |map| removed = map.cut(start, end))?;
         self.release_extents(&removed);
@@ -289,6 +304,12 @@ impl Tree {
         let touched: BTreeSet<ChunkId> = sourced(removed).map(|(id, _)| id).collect();
         self.chunks.prune(touched);
     }
+}
+
+/// The chunks that a file takes bytes from.
+fn chunks_of(inode: &Inode) -> BTreeSet<ChunkId> {
+    let extents = inode.extents().into_iter().flat_map(ExtentMap::iter);
+    extents.filter_map(|extent| Some(extent.source?.chunk)).collect()
 }
 
 fn sourced(extents: &[Extent]) -> impl Iterator<Item = (ChunkId, u64)> {

@@ -8,7 +8,8 @@
 //! be about it by name; a folded write is what its parts would have made, but for the names of
 //! chunks, which [`Unfolding`] carries over to the writer's own view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use unum_proto::ids::{ChunkId, Ino};
 use unum_proto::tree::tree_command::Command;
@@ -19,6 +20,7 @@ use super::chunks::Chunk;
 use super::error::TreeError;
 use super::extents::{Extent, Source};
 use super::local::Pending;
+use super::volumes::ROOT_VOLUME;
 use crate::limits::WRITE_EXTENTS_MAX;
 
 /// A write that has the bytes of others.
@@ -67,6 +69,9 @@ pub fn fold(
             Some(Command::Fallocate(fallocate)) => whole.extend(runs.remove(&fallocate.ino)),
             Some(Command::SetXattr(set)) => whole.extend(runs.remove(&set.ino)),
             Some(Command::RemoveXattr(remove)) => whole.extend(runs.remove(&remove.ino)),
+            Some(Command::CopyRange(copy)) => {
+                whole.extend([copy.from, copy.to].iter().filter_map(|ino| runs.remove(ino)));
+            }
             // These are about files by their names.
             _ => whole.extend(std::mem::take(&mut runs).into_values()),
         }
@@ -159,10 +164,16 @@ impl Part {
 #[derive(Default)]
 pub(super) struct Unfolding {
     runs: BTreeMap<Ino, Vec<Part>>,
+    /// Files that may share what was written to others.
+    sharers: BTreeSet<Ino>,
     astray: bool,
 }
 
 impl Unfolding {
+    pub fn among(sharers: BTreeSet<Ino>) -> Self {
+        Self { sharers, ..Self::default() }
+    }
+
     /// One change of the drain, with what the node had made.
     pub fn follow(&mut self, tree: &mut Tree, drained: &LoggedChange, made: Option<&Pending>) {
         let part = made.and_then(|made| write_of(Some(&made.command))).and_then(Part::of);
@@ -177,11 +188,11 @@ impl Unfolding {
         let Some(write) = write_of(drained.command.as_ref()) else { return };
         let ino = Ino(write.ino);
         let Some(mut parts) = self.runs.remove(&ino) else {
-            tree.chunks.adopt_places(ino, &write.chunks);
+            tree.chunks.adopt_places(&write.chunks);
             return;
         };
         parts.extend(part);
-        self.astray |= tree.unite(ino, &parts, &write.chunks).is_err();
+        self.astray |= tree.unite(ino, &parts, &write.chunks, &self.sharers).is_err();
     }
 
     /// Whether the view has to be made anew.
@@ -191,43 +202,76 @@ impl Unfolding {
 }
 
 impl Tree {
-    /// The bytes of chunks that only `ino` has are in one chunk now, one behind the other. If that fails the
-    /// tree contradicts itself and has to be made anew.
-    fn unite(&mut self, ino: Ino, parts: &[Part], new: &[NewChunk]) -> Result<(), TreeError> {
+    /// The bytes of chunks that only `ino` and `sharers` have are in one chunk now, one behind the other. If
+    /// that fails the tree contradicts itself and has to be made anew.
+    fn unite(
+        &mut self,
+        ino: Ino,
+        parts: &[Part],
+        new: &[NewChunk],
+        sharers: &BTreeSet<Ino>,
+    ) -> Result<(), TreeError> {
         let [new] = new else { return Err(TreeError::Invalid) };
-        let (id, chunk) = Chunk::from_proto(ino, new)?;
+        // Those of which nothing is left do not tell; if that is all, neither will be left of this one.
+        let volume = parts.iter().find_map(|part| Some(self.chunks.get(part.chunk)?.volume));
+        let (id, chunk) = Chunk::from_proto(volume.unwrap_or(ROOT_VOLUME), new)?;
         if u64::from(chunk.length) != parts.iter().map(|part| part.length).sum::<u64>() {
             return Err(TreeError::Invalid);
         }
-        if self.inode(ino).is_err() {
-            // It was removed since, and its chunks with it.
-            return Ok(());
-        }
-        let mut moved = Vec::new();
+        let mut starts = BTreeMap::new();
         let mut start = 0;
-        self.change_extents(ino, |map| {
-            for part in parts {
-                let of_part: Vec<(Extent, Source)> = map
-                    .overlapping(part.offset, part.end())
-                    .filter_map(|extent| Some((extent, extent.source?)))
-                    .filter(|(_, source)| source.chunk == part.chunk)
-                    .collect();
-                for (extent, source) in of_part {
-                    map.cut(extent.offset, extent.end());
-                    let source = Source { chunk: id, offset: start + source.offset };
-                    map.insert(Extent { source: Some(source), ..extent });
-                    moved.push((part.chunk, extent.length));
-                }
-                start += part.length as u32;
-            }
-        })?;
+        for part in parts {
+            starts.insert(part.chunk, start);
+            start += part.length as u32;
+        }
         self.chunks.add(id, chunk);
-        for (part, bytes) in moved {
-            self.chunks.release(part, bytes);
-            self.chunks.acquire(id, bytes);
+        for part in parts {
+            self.move_bytes(ino, part.offset..part.end(), &starts, id)?;
+        }
+        let is_left = |tree: &Self| parts.iter().any(|part| tree.chunks.is_live(part.chunk));
+        let mut others = sharers.iter().chain([&ino]);
+        while is_left(self)
+            && let Some(other) = others.next()
+        {
+            self.move_bytes(*other, 0..u64::MAX, &starts, id)?;
         }
         self.chunks.prune(parts.iter().map(|part| part.chunk).chain([id]));
         let left = parts.iter().any(|part| self.chunks.get(part.chunk).is_some());
         if left { Err(TreeError::Stale) } else { Ok(()) }
+    }
+
+    /// What a file takes from chunks in `range` comes from chunk `new`, where the bytes of each start as said.
+    fn move_bytes(
+        &mut self,
+        ino: Ino,
+        range: Range<u64>,
+        starts: &BTreeMap<ChunkId, u32>,
+        new: ChunkId,
+    ) -> Result<(), TreeError> {
+        if self.inode(ino).is_err() {
+            // It was removed since, and what it took with it.
+            return Ok(());
+        }
+        let mut moved = Vec::new();
+        self.change_extents(ino, |map| {
+            let of_parts: Vec<(Extent, Source, u32)> = map
+                .overlapping(range.start, range.end)
+                .filter_map(|extent| {
+                    let source = extent.source?;
+                    Some((extent, source, *starts.get(&source.chunk)?))
+                })
+                .collect();
+            for (extent, source, start) in of_parts {
+                map.cut(extent.offset, extent.end());
+                let moved_to = Source { chunk: new, offset: start + source.offset };
+                map.insert(Extent { source: Some(moved_to), ..extent });
+                moved.push((source.chunk, extent.length));
+            }
+        })?;
+        for (part, bytes) in moved {
+            self.chunks.release(part, bytes);
+            self.chunks.acquire(new, bytes);
+        }
+        Ok(())
     }
 }

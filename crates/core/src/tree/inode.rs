@@ -10,6 +10,7 @@ use std::sync::Arc;
 use unum_proto::ids::{Ino, LeaseId, VolumeId};
 use unum_proto::tree::{Attributes, FileKind, Timestamp};
 
+use super::acl::{self, Acl};
 use super::directory::Directory;
 use super::error::TreeError;
 use super::extents::ExtentMap;
@@ -230,6 +231,37 @@ impl Inode {
             self.mode &= !SETGID;
         }
         self.remove_xattr(CAPABILITIES);
+    }
+
+    /// chmod: the access list, if there is one, goes with the mode.
+    pub fn change_mode(&mut self, mode: u32) {
+        self.mode = mode & MODE_MASK;
+        let acl = self.xattr(acl::ACCESS).map(|value| Acl::parse(value));
+        if let Some(Ok(acl)) = acl {
+            self.insert_xattr(acl::ACCESS, &acl.with_mode(mode).encode());
+        }
+    }
+
+    pub fn insert_xattr(&mut self, name: &[u8], value: &[u8]) {
+        Arc::make_mut(self.xattrs.get_or_insert_default()).insert(name.into(), value.into());
+    }
+
+    /// What is wrong with its access control lists.
+    pub fn acl_faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Some(value) = self.xattr(acl::ACCESS) {
+            let agrees = |acl: Acl| !acl.is_mode() && acl.mode(self.mode) == self.mode;
+            let fits = !matches!(self.body, Body::Symlink(_));
+            if !fits || !Acl::parse(value).is_ok_and(agrees) {
+                faults.push("its access list is malformed or not that of its mode".to_owned());
+            }
+        }
+        if let Some(value) = self.xattr(acl::DEFAULT)
+            && (!self.is_directory() || Acl::parse(value).is_err())
+        {
+            faults.push("its default access list is malformed or not a directory's".to_owned());
+        }
+        faults
     }
 
     pub fn xattr(&self, name: &[u8]) -> Option<&Arc<[u8]>> {

@@ -92,6 +92,7 @@ impl Tree {
             Command::SetAttributes(set) => vec![Ino(set.ino)],
             Command::Write(write) => vec![Ino(write.ino)],
             Command::Fallocate(fallocate) => vec![Ino(fallocate.ino)],
+            Command::CopyRange(copy) => vec![Ino(copy.from), Ino(copy.to)],
             Command::SetXattr(set) => vec![Ino(set.ino)],
             Command::RemoveXattr(remove) => vec![Ino(remove.ino)],
             Command::CreateUnnamed(create) => vec![Ino(create.parent)],

@@ -9,7 +9,7 @@
 //! Invariants: pending changes have numbers without gaps, in the order in which they were made; with
 //! none of them pending the local tree is the confirmed one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
@@ -122,12 +122,19 @@ impl Local {
             Command::Write(write) => Command::Write(self.placed(write)),
             command => command,
         };
-        let command = TreeCommand::from(command);
+        let mut command = TreeCommand::from(command);
         let reply = self.tree.apply(time, self.node, &command);
         self.tree.take_changes();
         let found = matches!(&command.command, Some(Command::Create(_)))
             && matches!(&reply.outcome, Some(Outcome::Inode(inode)) if !inode.created);
-        if found || outcome(&reply).is_err() {
+        let nothing = matches!(&reply.outcome, Some(Outcome::Copied(copied)) if copied.bytes == 0);
+        if let (Some(Command::CopyRange(copy)), Some(Outcome::Copied(copied))) =
+            (&mut command.command, &reply.outcome)
+        {
+            // The source may have fewer extents when this is drained, but no more is to be copied then.
+            copy.length = copied.bytes;
+        }
+        if found || nothing || outcome(&reply).is_err() {
             return Ok((reply, None));
         }
         let last = self.pending.back().map_or(state.drained, |change| change.number);
@@ -191,7 +198,7 @@ impl Local {
     /// Takes drained changes off. True: some were refused, or their contents cannot be found again in what
     /// was drained, so the local tree shows what is not so.
     fn drained(&mut self, drain: &Drain, drained: &Drained) -> bool {
-        let mut folding = Unfolding::default();
+        let mut folding = Unfolding::among(self.copied_to());
         for (number, change) in (drain.first..).zip(&drain.changes) {
             let original = match self.pending.front() {
                 Some(front) if front.number == number => self.pending.pop_front(),
@@ -206,6 +213,15 @@ impl Local {
             lease.drained = drained.last;
         }
         folding.is_astray() || !drained.refused.is_empty()
+    }
+
+    /// The inodes that may share chunks which are not drained yet.
+    fn copied_to(&self) -> BTreeSet<Ino> {
+        let target = |change: &Pending| match change.command.command.as_ref()? {
+            Command::CopyRange(copy) => Some(Ino(copy.to)),
+            _ => None,
+        };
+        self.pending.iter().filter_map(target).collect()
     }
 
     fn acquired(&mut self, issuer: NodeId, leased: &Leased) {
@@ -249,6 +265,7 @@ impl Tree {
         let once = match command {
             Command::Write(write) => write.relayout || self.takes_unbounded_room(write),
             Command::CreateUnnamed(_) | Command::CreateVolume(_) => true,
+            Command::CopyRange(copy) => self.limits_bytes(Ino(copy.to)),
             // How much waits to be drained is bounded for what comes with contents only.
             Command::Fallocate(fallocate) => {
                 fallocate.mode != FallocateMode::PunchHole as i32

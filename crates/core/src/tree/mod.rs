@@ -40,11 +40,13 @@
 //!
 //! See [`locks`].
 
+mod acl;
 mod attributes;
 mod changes;
 mod check;
 mod chunks;
 mod content;
+mod copies;
 mod directory;
 mod error;
 mod extents;
@@ -69,6 +71,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Attributes, Done, InodeReply, TreeCommand, TreeReply, Waiter};
 
+pub use acl::{ACCESS as ACL_ACCESS, DEFAULT as ACL_DEFAULT};
 pub use changes::{Change, What};
 pub use chunks::{Chunk, Hash, Lacking, Walk};
 pub use content::Seek;
@@ -214,6 +217,7 @@ impl Tree {
             Command::SetAttributes(set) => self.set_attributes(now, set),
             Command::Write(write) => self.write(now, write),
             Command::Fallocate(fallocate) => self.fallocate(now, fallocate),
+            Command::CopyRange(copy) => self.copy_range(now, copy),
             Command::SetXattr(set) => self.set_xattr(now, set).map(|()| done()),
             Command::RemoveXattr(remove) => self.remove_xattr(now, remove).map(|()| done()),
             Command::SetReplicas(set) => self.chunks.set_replicas(set).map(|()| done()),
@@ -360,7 +364,7 @@ impl Tree {
         after: Option<ChunkId>,
         scan_max: usize,
     ) -> Walk<Lacking> {
-        let wanted = |chunk: &Chunk| self.wanted_replicas(chunk.ino, usual);
+        let wanted = |chunk: &Chunk| self.wanted_in(chunk.volume, usual);
         self.chunks.lacking(live, wanted, after, scan_max)
     }
 

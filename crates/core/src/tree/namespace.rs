@@ -11,10 +11,11 @@ use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Create, CreateUnnamed, Link, Rename, Rmdir, Unlink};
 
 use super::Tree;
+use super::acl::{self, Acl};
 use super::directory::{Directory, Entry, valid_name};
 use super::error::TreeError;
 use super::extents::ExtentMap;
-use super::inode::{Body, Inode, Kind, SETGID};
+use super::inode::{Body, Inode, Kind, SETGID, Xattrs};
 use crate::limits::{LINKS_MAX, SYMLINK_LENGTH_MAX};
 use crate::time::Time;
 
@@ -33,9 +34,11 @@ impl Tree {
         valid_owner(command.uid, command.gid)?;
         self.room_for_inode()?;
         self.quota_for_inode(parent)?;
-        let (mode, gid) = self.inherited(parent, kind, command.mode, command.gid)?;
+        let (mode, xattrs) = self.born_with(parent, kind, command.mode, command.umask)?;
+        let (mode, gid) = self.inherited(parent, kind, mode, command.gid)?;
         let (strict, volume) = self.class_and_volume(parent)?;
-        let inode = Inode { strict, volume, ..Inode::new(now, mode, command.uid, gid, body) };
+        let inode =
+            Inode { xattrs, strict, volume, ..Inode::new(now, mode, command.uid, gid, body) };
         let ino = self.number(parent, command)?;
         self.inodes.insert(ino, Arc::new(inode));
         self.volumes.add_inode(volume);
@@ -71,11 +74,13 @@ impl Tree {
         }
         self.room_for_inode()?;
         self.quota_for_inode(parent)?;
-        let (mode, gid) = self.inherited(parent, Kind::Regular, command.mode, command.gid)?;
+        let (mode, xattrs) = self.born_with(parent, Kind::Regular, command.mode, command.umask)?;
+        let (mode, gid) = self.inherited(parent, Kind::Regular, mode, command.gid)?;
         let (strict, volume) = self.class_and_volume(parent)?;
         let body = Body::Regular(ExtentMap::default());
         let inode = Inode {
             nlink: 0,
+            xattrs,
             linkable: command.linkable,
             strict,
             volume,
@@ -93,6 +98,32 @@ impl Tree {
     /// What is made in a directory has both from it.
     fn class_and_volume(&self, parent: Ino) -> Result<(bool, VolumeId), TreeError> {
         self.inode(parent).map(|directory| (directory.strict, directory.volume))
+    }
+
+    /// Mode and access control lists of something new: by the parent's default list, or else by the umask.
+    fn born_with(
+        &self,
+        parent: Ino,
+        kind: Kind,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(u32, Option<Arc<Xattrs>>), TreeError> {
+        if kind == Kind::Symlink {
+            return Ok((mode, None));
+        }
+        let Some(value) = self.inode(parent)?.xattr(acl::DEFAULT) else {
+            return Ok((mode & !(umask & 0o777), None));
+        };
+        let access = Acl::parse(value)?.inherited(mode);
+        let mut xattrs = Xattrs::new();
+        if kind == Kind::Directory {
+            xattrs.insert(acl::DEFAULT.into(), value.clone());
+        }
+        if !access.is_mode() {
+            xattrs.insert(acl::ACCESS.into(), access.encode().into());
+        }
+        let xattrs = (!xattrs.is_empty()).then(|| Arc::new(xattrs));
+        Ok((access.mode(mode), xattrs))
     }
 
     /// Mode and group below a directory: with set-group-ID it passes on its group, and the bit to

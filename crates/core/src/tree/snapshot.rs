@@ -54,7 +54,7 @@ impl Tree {
         let entries = self.inodes.iter().flat_map(|(&ino, inode)| entry_records(ino, inode));
         let chunks = batches(self.chunks.iter_after(None), |(id, chunk)| ChunkRecord {
             chunk: Some(chunk.to_proto(id)),
-            ino: chunk.ino.0,
+            volume: chunk.volume.0,
         });
         let chunks = chunks.map(|chunks| Record::Chunks(ChunksRecord { chunks }));
         let extents = self.inodes.iter().flat_map(|(&ino, inode)| extent_records(ino, inode));
@@ -302,7 +302,8 @@ impl TreeLoader {
     fn put_chunks(&mut self, record: &ChunksRecord) -> Result<(), TreeError> {
         for chunk in &record.chunks {
             let proto = chunk.chunk.as_ref().ok_or(TreeError::Invalid)?;
-            let (id, chunk) = Chunk::from_proto(Ino(chunk.ino), proto)?;
+            let volume = self.tree.restored_volume(chunk.volume)?;
+            let (id, chunk) = Chunk::from_proto(volume, proto)?;
             if self.tree.chunks.get(id).is_some() {
                 return Err(TreeError::Exists);
             }
@@ -317,7 +318,7 @@ impl TreeLoader {
             let extent = valid_extent(raw, 0)?;
             if let Some(source) = extent.source {
                 let chunk = self.tree.chunks.get(source.chunk).ok_or(TreeError::Stale)?;
-                if chunk.ino != ino || !within_chunk(&extent, chunk) {
+                if !within_chunk(&extent, chunk) {
                     return Err(TreeError::Invalid);
                 }
                 self.tree.chunks.acquire(source.chunk, extent.length);

@@ -141,14 +141,15 @@ impl Tree {
         Ok((id, self.volumes.all.get(&id).ok_or(TreeError::Stale)?))
     }
 
-    /// Replicas that a chunk of this inode should have, where `usual` is the cluster's setting.
+    /// Replicas that chunks of this inode should have, where `usual` is the cluster's setting.
     pub fn wanted_replicas(&self, ino: Ino, usual: usize) -> usize {
-        let own = |volume: &Volume| volume.replicas.map_or(usual, usize::from);
-        // Without looking at the inode where there is nothing to choose.
-        if self.volumes.all.len() == 1 {
-            return self.volumes.all.get(&ROOT_VOLUME).map_or(usual, own);
-        }
-        self.volume_of(ino).map_or(usual, |(_, volume)| own(volume))
+        self.inode(ino).map_or(usual, |inode| self.wanted_in(inode.volume, usual))
+    }
+
+    /// The same for the chunks of a volume.
+    pub fn wanted_in(&self, volume: VolumeId, usual: usize) -> usize {
+        let replicas = self.volumes.all.get(&volume).and_then(|volume| volume.replicas);
+        replicas.map_or(usual, usize::from)
     }
 
     /// Where the roots of the volumes are, as names from the root of the tree on; the first volume has none.

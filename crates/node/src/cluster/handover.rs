@@ -36,7 +36,7 @@ pub async fn hand_over(parts: &Parts, deadline: Instant) -> Result<(), Status> {
             let tree = state.tree();
             let walk = tree.chunks_on(parts.node, after, SCAN_MAX);
             let needed =
-                |chunk: &Chunk| heirs.needed(parts.services.replicas.wanted(tree, chunk.ino));
+                |chunk: &Chunk| heirs.needed(parts.services.replicas.wanted_of(tree, chunk));
             let found = walk.found.into_iter().map(|(id, chunk)| (needed(&chunk), id, chunk));
             (found.collect::<Vec<_>>(), walk.next)
         });

@@ -11,7 +11,7 @@ use unum_proto::file::{
     CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFault, FaultKind, UnknownChunk,
     UnknownChunks, UnknownChunksReply,
 };
-use unum_proto::ids::{ChunkId, Ino};
+use unum_proto::ids::ChunkId;
 
 use super::Contents;
 use super::garbage::unwanted_step;
@@ -46,7 +46,7 @@ impl Contents {
         }
         let mut faults = Vec::new();
         for named in &request.chunks {
-            let (id, chunk) = Chunk::from_proto(Ino(0), named)
+            let (id, chunk) = Chunk::from_proto(named)
                 .map_err(|error| Status::new(Code::Invalid, error.to_string()))?;
             let Some((kind, what)) = self.fault(id, &chunk, request.deep).await else { continue };
             faults.extend(self.confirm(id, kind, what, request.mend).await?);

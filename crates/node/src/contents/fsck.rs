@@ -34,6 +34,8 @@ const FINDINGS_MAX: usize = 10_000;
 /// Chunks of the table looked at for one question to a node; all of them may be read there.
 const STEP_MAX: usize = CHECK_CHUNKS_MAX;
 const DEEP_STEP_MAX: usize = 64;
+/// Files that one finding names besides its own, where they share a chunk.
+const SHARERS_NAMED_MAX: usize = 8;
 /// How long a node may take to answer a question.
 const QUESTION_TIME_MAX: Duration = Duration::from_secs(300);
 /// How often a node is asked that does not answer.
@@ -60,17 +62,22 @@ struct Tally {
     what: String,
     total: u64,
     reply: FsckReply,
-    findings: Vec<FsckFinding>,
+    /// With the chunk that each is about, if that is a file's.
+    findings: Vec<(Option<ChunkId>, FsckFinding)>,
     /// Of each chunk, the replicas that are no good.
     bad: BTreeMap<ChunkId, usize>,
 }
 
 impl Tally {
     fn add(&mut self, finding: FsckFinding) {
+        self.add_of(None, finding);
+    }
+
+    fn add_of(&mut self, chunk: Option<ChunkId>, finding: FsckFinding) {
         self.reply.found += 1;
         self.reply.mended += u64::from(finding.mended);
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(finding);
+            self.findings.push((chunk, finding));
         }
     }
 
@@ -117,7 +124,7 @@ impl Contents {
             () = run.tell_progress(tell) => return Err(gone()),
         }
         let tally = run.tally.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let findings = with_paths(run.tree, tally.findings).await?;
+        let findings = with_files(run.tree, tally.findings).await?;
         for finding in findings {
             tell.send(Event::Finding(finding)).await.map_err(|_| gone())?;
         }
@@ -239,15 +246,16 @@ impl Run<'_> {
         if !fault.mended && tally.bad.len() < FINDINGS_MAX {
             *tally.bad.entry(id).or_default() += 1;
         }
-        tally.add(FsckFinding {
+        let finding = FsckFinding {
             kind: kind.into(),
             what: format!("chunk {id} on {}: {}", member.name, fault.what),
             node: member.name.clone(),
             chunk: id.to_string(),
-            ino: self.tree.chunk(id).map_or(0, |chunk| chunk.ino.0),
+            ino: 0,
             path: Vec::new(),
             mended: fault.mended,
-        });
+        };
+        tally.add_of(Some(id), finding);
     }
 
     async fn check_unknown(&self, member: &Member) -> Result<(), Status> {
@@ -339,7 +347,7 @@ impl Run<'_> {
             let replicas = self.contents.parts.replicas.clone();
             let any = aside(move || {
                 tree.chunks_after(None).any(|(id, chunk)| {
-                    let wanted = replicas.wanted(&tree, chunk.ino);
+                    let wanted = replicas.wanted_of(&tree, chunk);
                     matches!(view.need(id, &chunk.replicas, wanted), Need::Copies(_))
                 })
             });
@@ -415,15 +423,16 @@ impl Run<'_> {
                 (FindingKind::Replicas, what, mended)
             }
         };
-        locked(&self.tally).add(FsckFinding {
+        let finding = FsckFinding {
             kind: kind.into(),
             what,
             node: String::new(),
             chunk: id.to_string(),
-            ino: chunk.ino.0,
+            ino: 0,
             path: Vec::new(),
             mended,
-        });
+        };
+        locked(&self.tally).add_of(Some(id), finding);
     }
 
     fn is_bad_everywhere(&self, id: ChunkId, chunk: &Chunk) -> bool {
@@ -432,26 +441,55 @@ impl Run<'_> {
     }
 }
 
-/// Names the files that the findings are about.
-async fn with_paths(
+/// Names the files that the findings are about: those that take bytes from their chunks.
+async fn with_files(
     tree: Tree,
-    mut findings: Vec<FsckFinding>,
+    findings: Vec<(Option<ChunkId>, FsckFinding)>,
 ) -> Result<Vec<FsckFinding>, Status> {
-    let wanted: BTreeSet<Ino> = findings.iter().map(|f| Ino(f.ino)).filter(|i| i.0 != 0).collect();
-    if wanted.is_empty() {
-        return Ok(findings);
+    let chunks: BTreeSet<ChunkId> = findings.iter().filter_map(|(chunk, _)| *chunk).collect();
+    let (users, paths) = match chunks.is_empty() {
+        true => Default::default(),
+        false => aside(move || files_of(&tree, &chunks)).await?,
+    };
+    let named = findings.into_iter().map(|(chunk, mut finding)| {
+        let inodes = chunk.and_then(|chunk| users.get(&chunk)).map_or(&[][..], Vec::as_slice);
+        name_files(&mut finding, inodes, &paths);
+        finding
+    });
+    Ok(named.collect())
+}
+
+type Users = BTreeMap<ChunkId, Vec<Ino>>;
+type Paths = BTreeMap<Ino, Vec<u8>>;
+
+fn files_of(tree: &Tree, chunks: &BTreeSet<ChunkId>) -> (Users, Paths) {
+    let users = tree.users_of(chunks);
+    let wanted = users.values().flatten().copied().collect();
+    let paths = paths_of(tree, &wanted);
+    (users, paths)
+}
+
+/// The first file is the finding's own; others that share the chunk are told of in its sentence.
+fn name_files(finding: &mut FsckFinding, inodes: &[Ino], paths: &Paths) {
+    let Some((first, others)) = inodes.split_first() else { return };
+    finding.ino = first.0;
+    finding.path = paths.get(first).cloned().unwrap_or_default();
+    if others.is_empty() {
+        return;
     }
-    let paths = aside(move || paths_of(&tree, &wanted)).await?;
-    for finding in &mut findings {
-        if let Some(path) = paths.get(&Ino(finding.ino)) {
-            finding.path = path.clone();
-        }
+    let shown = others.iter().take(SHARERS_NAMED_MAX).map(|ino| match paths.get(ino) {
+        Some(path) => String::from_utf8_lossy(path).into_owned(),
+        None => ino.to_string(),
+    });
+    let mut shown = shown.collect::<Vec<String>>().join(", ");
+    if let Some(more) = others.len().checked_sub(SHARERS_NAMED_MAX).filter(|more| *more > 0) {
+        shown += &format!(" and {more} more");
     }
-    Ok(findings)
+    finding.what += &format!("; the chunk is also in {shown}");
 }
 
 /// One path of each, below the root.
-fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> BTreeMap<Ino, Vec<u8>> {
+fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> Paths {
     let mut paths = BTreeMap::new();
     let mut open = vec![(ROOT, Vec::new())];
     while let Some((directory, path)) = open.pop() {
@@ -479,4 +517,26 @@ fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> BTreeMap<Ino, Vec<u8>> {
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Status::internal(format!("a part of the check ended early: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_names_all_files_that_share_the_chunk() {
+        let inodes: Vec<Ino> = (2..13).map(Ino).collect();
+        let paths = Paths::from([(Ino(2), b"d/a".to_vec()), (Ino(4), b"c".to_vec())]);
+        let named = |count: usize| {
+            let mut finding =
+                FsckFinding { what: "it is damaged".into(), ..FsckFinding::default() };
+            name_files(&mut finding, &inodes[..count], &paths);
+            (finding.ino, finding.path, finding.what)
+        };
+        assert_eq!(named(0), (0, Vec::new(), "it is damaged".into()));
+        assert_eq!(named(1), (2, b"d/a".to_vec(), "it is damaged".into()));
+        let shown = "it is damaged; the chunk is also in inode 3, c, inode 5";
+        assert_eq!(named(4), (2, b"d/a".to_vec(), shown.into()));
+        assert!(named(11).2.ends_with("inode 9, inode 10 and 2 more"), "{}", named(11).2);
+    }
 }

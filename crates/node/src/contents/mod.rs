@@ -172,7 +172,7 @@ impl Contents {
         let replicas = &self.parts.replicas;
         self.look(|tree| {
             let chunks = tree.chunks_after(after).take(scan_max);
-            chunks.map(|(id, c)| (id, c.clone(), replicas.wanted(tree, c.ino))).collect()
+            chunks.map(|(id, c)| (id, c.clone(), replicas.wanted_of(tree, c))).collect()
         })
     }
 

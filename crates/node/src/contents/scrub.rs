@@ -244,7 +244,7 @@ impl Contents {
         let is_new = self.count(id, &outcome);
         match &outcome {
             Mended::Never(why) if is_new => {
-                tracing::error!(chunk = %id, ino = %chunk.ino, why, "a replica cannot be mended");
+                tracing::error!(chunk = %id, why, "a replica cannot be mended");
             }
             Mended::Done => tracing::warn!(chunk = %id, what, "a bad replica here was mended"),
             Mended::Later(_) | Mended::Never(_) | Mended::Nothing => {}

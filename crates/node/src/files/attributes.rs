@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
+use unum_core::tree::{ACL_ACCESS, ACL_DEFAULT};
 use unum_proto::ids::Ino;
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{
@@ -23,9 +24,6 @@ const STATFS_BLOCK_SIZE: u64 = 4096;
 
 /// Every field of statx(2) that is filled here: STATX_BASIC_STATS and STATX_BTIME.
 const STATX_FILLED: u32 = 0x0fff;
-
-/// Access control lists are not kept yet, and saying so is better than to keep them unheeded.
-const REFUSED_XATTRS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 impl Call<'_> {
     /// With how long the kernel may keep them.
@@ -78,8 +76,9 @@ impl Call<'_> {
         name: Vec<u8>,
         value: Bytes,
         flags: u32,
+        kill_setgid: bool,
     ) -> Result<(), FileError> {
-        check_xattr(&name)?;
+        self.check_xattr(&name)?;
         let mode = match flags as i32 {
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
@@ -87,20 +86,51 @@ impl Call<'_> {
             _ => return Err(Errno::INVAL.into()),
         };
         let ino = self.ino.0;
-        let command = SetXattr { ino, name: name.into(), value, mode: mode as i32 };
+        let mode = mode as i32;
+        let command = SetXattr { ino, name: name.into(), value, mode, kill_setgid };
         self.change_seen(Command::SetXattr(command), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn removexattr(&self, name: Vec<u8>) -> Result<(), FileError> {
-        check_xattr(&name)?;
+        self.check_xattr(&name)?;
         let command = RemoveXattr { ino: self.ino.0, name: name.into() };
         self.change_seen(Command::RemoveXattr(command), [self.ino; 2]).await.map(drop)
     }
 
     pub(super) async fn getxattr(&self, name: &[u8], size: u32) -> Result<Vec<u8>, FileError> {
-        check_xattr(name)?;
+        self.check_xattr(name)?;
         let value = self.see_own(|tree, _| tree.xattr(self.ino, name).map(<[u8]>::to_vec)).await?;
         fits(value?, size)
+    }
+
+    /// The kernel keeps access control lists beside an inode's attributes, and drops them with these. What it
+    /// is not trusted with is to be dropped once it is answered, which is told by `false`.
+    pub(super) async fn getacl(
+        &self,
+        name: &[u8],
+        size: u32,
+    ) -> (Result<Vec<u8>, FileError>, bool) {
+        if let Err(error) = self.check_xattr(name) {
+            return (Err(error), true);
+        }
+        let seen = self.see_own(|tree, trust| {
+            let ttl = self.files.caches.trust_attributes(trust, tree, self.ino);
+            (tree.xattr(self.ino, name).map(<[u8]>::to_vec), ttl != Duration::ZERO)
+        });
+        match seen.await {
+            Ok((value, trusted)) => {
+                (value.map_err(FileError::from).and_then(|value| fits(value, size)), trusted)
+            }
+            Err(error) => (Err(error), false),
+        }
+    }
+
+    /// Access control lists that nobody obeys are worse than none.
+    fn check_xattr(&self, name: &[u8]) -> Result<(), FileError> {
+        match is_acl(name) && !self.files.parts.obeys_acls {
+            true => Err(Errno::OPNOTSUPP.into()),
+            false => Ok(()),
+        }
     }
 
     pub(super) async fn listxattr(&self, size: u32) -> Result<Vec<u8>, FileError> {
@@ -187,8 +217,8 @@ fn new_time(time: SetTime) -> NewTime {
     }
 }
 
-fn check_xattr(name: &[u8]) -> Result<(), FileError> {
-    if REFUSED_XATTRS.contains(&name) { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
+pub(super) fn is_acl(name: &[u8]) -> bool {
+    name == ACL_ACCESS || name == ACL_DEFAULT
 }
 
 fn fits(bytes: Vec<u8>, size: u32) -> Result<Vec<u8>, FileError> {

@@ -15,7 +15,7 @@
 //!   an invalidation is then ignored by it. They are trusted from the answers that bring an inode, too;
 //!   but before it has it the kernel ignores the invalidation. So shortly after such an answer the name is
 //!   expired first, which waits for the call, and then the inode. Other answers carry attributes for that
-//!   one use.
+//!   one use. Access control lists are cached and dropped with them.
 //! - *Pages* (of a directory: its listing) are kept from one open to the next if the content is the same. The
 //!   content's time tells, not mtime, which programs set back.
 //!
@@ -311,6 +311,12 @@ impl Caches {
         FOREVER
     }
 
+    /// The kernel drops the attributes of an inode, and access control lists with them.
+    pub fn drop_attributes(&self, ino: Ino) {
+        // It does not wait, and a mount that is gone has no caches.
+        let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+    }
+
     /// Whether a file that is being opened still has the content whose pages the kernel may have. If
     /// not, the kernel drops them, and those it gets from now on are of this content.
     pub fn keep_pages(&self, trust: Trust, tree: &Tree, ino: Ino) -> bool {
@@ -461,7 +467,7 @@ impl Caches {
                         continue;
                     }
                     let other = std::mem::replace(&mut known.content, content) != content;
-                    self.drop_attributes(*ino, known, now, &mut recalls);
+                    self.take_back_attributes(*ino, known, now, &mut recalls);
                     if other && state.contended.get(ino).is_some_and(|until| now < *until) {
                         // The next open has them dropped.
                         state.inodes.remove(ino);
@@ -480,7 +486,7 @@ impl Caches {
                         recalls.push(recall);
                     }
                     if let Some(mut known) = state.inodes.remove(ino) {
-                        self.drop_attributes(*ino, &mut known, now, &mut recalls);
+                        self.take_back_attributes(*ino, &mut known, now, &mut recalls);
                         recalls.push(Recall::Pages(*ino));
                     }
                 }
@@ -499,7 +505,7 @@ impl Caches {
         (recalls, again)
     }
 
-    fn drop_attributes(
+    fn take_back_attributes(
         &self,
         ino: Ino,
         known: &mut Known,
@@ -507,8 +513,7 @@ impl Caches {
         recalls: &mut Vec<Recall>,
     ) {
         if std::mem::take(&mut known.attributes) {
-            // It does not wait, and a mount that is gone has no caches.
-            let _ = self.notifier.inval_inode(Nodeid(ino.0), -1, 0);
+            self.drop_attributes(ino);
             let brought = known.brought.take();
             recalls.extend(brought.iter().flat_map(|brought| recalls_of(ino, brought, now)));
         }

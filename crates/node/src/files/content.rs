@@ -10,8 +10,10 @@ use unum_proto::file::CHUNK_SIZE_MAX;
 use unum_proto::ids::{ChunkId, Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
-use unum_proto::tree::{Extent, Fallocate, FallocateMode, NewChunk, Write as WriteCommand};
-use unum_sys::fuse::{Fh, Write};
+use unum_proto::tree::{
+    CopyRange, Extent, Fallocate, FallocateMode, NewChunk, Write as WriteCommand,
+};
+use unum_sys::fuse::{CopyFileRange, Fh, Write};
 
 use super::errno::FileError;
 use super::handles::HandleId;
@@ -26,6 +28,9 @@ pub(super) const RAGGED_EXTENTS_MIN: usize = 32;
 
 /// Inodes that may wait for merging, at most; more are found again by their next write.
 const RAGGED_INODES_MAX: usize = 1024;
+
+/// Bytes of one copy by reference. What an older kernel is told of it fits into 32 bits.
+const COPY_LENGTH_MAX: u64 = 1 << 31;
 
 /// Where the bytes of a stretch of a file come from, in order and without gaps.
 pub(super) struct Plan {
@@ -245,6 +250,32 @@ impl Call<'_> {
             kill_privileges: false,
         };
         self.change_seen(Command::Fallocate(command), [self.ino; 2]).await.map(drop)
+    }
+
+    /// copy_file_range: no byte is read or written, the copy takes its bytes from the same chunks. The kernel has
+    /// written back what it had of the source and drops what it has of the target. Tells how many
+    /// bytes were copied: fewer than asked for where the source has very many extents.
+    pub(super) async fn copy_range(&self, copy: CopyFileRange) -> Result<u64, FileError> {
+        if copy.flags != 0 {
+            return Err(Errno::INVAL.into());
+        }
+        let to = Ino(copy.ino_out.0);
+        let command = CopyRange {
+            from: self.ino.0,
+            from_offset: copy.offset_in,
+            to: to.0,
+            to_offset: copy.offset_out,
+            length: copy.length.min(COPY_LENGTH_MAX),
+            // The kernel leaves it to the file system, and does not say whether the caller has CAP_FSETID.
+            kill_privileges: self.uid != 0,
+        };
+        let outcome = self.change_seen(Command::CopyRange(command), [to; 2]).await?;
+        let Outcome::Copied(copied) = outcome else { return Err(FileError::Strange) };
+        let flags = self.files.handles().flags(HandleId(copy.fh_out.0));
+        if flags.is_some_and(|flags| flags & libc::O_DSYNC as u32 != 0) {
+            self.sync().await?;
+        }
+        Ok(copied.bytes)
     }
 
     /// Everything that was changed here before is durable when this returns, and what the kernel wrote

@@ -105,6 +105,11 @@ impl Handles {
         self.per_inode.contains_key(&ino)
     }
 
+    /// The flags that it was opened with.
+    pub fn flags(&self, id: HandleId) -> Option<u32> {
+        self.open.get(&id).map(|handle| handle.flags)
+    }
+
     /// Whether its inode is open only as this file.
     pub fn is_last(&self, id: HandleId) -> bool {
         let handle = self.open.get(&id);

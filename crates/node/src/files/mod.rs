@@ -91,6 +91,8 @@ pub struct Parts {
     pub notifier: Notifier,
     /// Its kernel can drop all names at once.
     pub drops_names: bool,
+    /// Its kernel obeys access control lists.
+    pub obeys_acls: bool,
 }
 
 /// Files that the service keeps where a daemon's death does not reach, but a machine's does.

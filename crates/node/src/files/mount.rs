@@ -102,6 +102,13 @@ impl Connection {
         self.session.negotiated().expires_all_entries()
     }
 
+    /// Its kernel obeys access control lists, and leaves it to them or to the umask what new files are born
+    /// with. A connection that an older daemon made may be without.
+    pub fn obeys_acls(&self) -> bool {
+        let both = Capabilities::POSIX_ACL | Capabilities::DONT_MASK;
+        self.session.negotiated().capabilities.contains(both)
+    }
+
     pub fn notifier(&self) -> Notifier {
         self.session.notifier()
     }
@@ -160,7 +167,9 @@ fn wishes() -> Wishes {
         | Capabilities::AUTO_INVAL_DATA
         | Capabilities::CACHE_SYMLINKS
         | Capabilities::HANDLE_KILLPRIV_V2
-        | Capabilities::DIRECT_IO_ALLOW_MMAP;
+        | Capabilities::DIRECT_IO_ALLOW_MMAP
+        | Capabilities::DONT_MASK
+        | Capabilities::POSIX_ACL;
     let required = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;
     Wishes { capabilities, required, ..wishes }
 }

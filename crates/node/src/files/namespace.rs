@@ -47,18 +47,24 @@ impl Call<'_> {
         }
     }
 
-    pub(super) async fn mkdir(&self, name: Vec<u8>, mode: u32) -> Result<Entry, FileError> {
-        self.make(self.new_inode(name, FileKind::Directory, mode)).await
+    pub(super) async fn mkdir(
+        &self,
+        name: Vec<u8>,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry, FileError> {
+        self.make(Create { umask, ..self.new_inode(name, FileKind::Directory, mode) }).await
     }
 
     pub(super) async fn mknod(
         &self,
         name: Vec<u8>,
         mode: u32,
+        umask: u32,
         rdev: u32,
     ) -> Result<Entry, FileError> {
         let kind = kind_of(mode).ok_or(Errno::INVAL)?;
-        self.make(Create { rdev, ..self.new_inode(name, kind, mode) }).await
+        self.make(Create { rdev, umask, ..self.new_inode(name, kind, mode) }).await
     }
 
     pub(super) async fn symlink(&self, name: Vec<u8>, target: Vec<u8>) -> Result<Entry, FileError> {
@@ -157,9 +163,10 @@ impl Call<'_> {
         name: Vec<u8>,
         flags: u32,
         mode: u32,
+        umask: u32,
     ) -> Result<(Entry, Opened), FileError> {
         let exclusive = flags & libc::O_EXCL as u32 != 0;
-        let create = Create { exclusive, ..self.new_inode(name, FileKind::Regular, mode) };
+        let create = Create { exclusive, umask, ..self.new_inode(name, FileKind::Regular, mode) };
         let (reply, trusted) = self.make_trusted(create).await?;
         let mut attributes = reply.attributes.ok_or(FileError::Strange)?;
         // Somebody else made it since the kernel looked: what O_TRUNC asks for is still to be done.
@@ -174,6 +181,7 @@ impl Call<'_> {
         &self,
         flags: u32,
         mode: u32,
+        umask: u32,
     ) -> Result<(Entry, Opened), FileError> {
         let unnamed = CreateUnnamed {
             parent: self.ino.0,
@@ -181,6 +189,7 @@ impl Call<'_> {
             uid: self.uid,
             gid: self.gid,
             linkable: flags & libc::O_EXCL as u32 == 0,
+            umask,
         };
         // Nobody else can see it.
         let made = Box::pin(self.change_heard(Command::CreateUnnamed(unnamed), None)).await?;
@@ -254,6 +263,7 @@ impl Call<'_> {
             target: Bytes::new(),
             exclusive: true,
             ino: 0,
+            umask: 0,
         }
     }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use unum_proto::ids::Ino;
 use unum_sys::fuse::{Operation, Request, Responder};
 
+use super::attributes::is_acl;
 use super::errno::FileError;
 use super::{Call, Files};
 use crate::signals::Signal;
@@ -51,15 +52,15 @@ impl Call<'_> {
             O::Setattr(set) => finish(to, signal.or(change, self.setattr(set)).await, |to, a| to.attr(&a, Duration::ZERO)),
             O::Readlink => finish(to, signal.or(read, self.readlink()).await, |to, t| to.content(&t)),
             O::Symlink { name, target } => finish(to, signal.or(change, self.symlink(name, target)).await, |to, e| to.entry(&e)),
-            O::Mknod { name, mode, rdev, .. } => finish(to, signal.or(change, self.mknod(name, mode, rdev)).await, |to, e| to.entry(&e)),
-            O::Mkdir { name, mode, .. } => finish(to, signal.or(change, self.mkdir(name, mode)).await, |to, e| to.entry(&e)),
+            O::Mknod { name, mode, rdev, umask } => finish(to, signal.or(change, self.mknod(name, mode, umask, rdev)).await, |to, e| to.entry(&e)),
+            O::Mkdir { name, mode, umask } => finish(to, signal.or(change, self.mkdir(name, mode, umask)).await, |to, e| to.entry(&e)),
             O::Unlink { name } => finish(to, signal.or(change, self.unlink(name)).await, |to, ()| to.ok()),
             O::Rmdir { name } => finish(to, signal.or(change, self.rmdir(name)).await, |to, ()| to.ok()),
             O::Rename { name, new_parent, new_name, flags } => finish(to, signal.or(change, self.rename(name, new_parent, new_name, flags)).await, |to, ()| to.ok()),
             O::Link { ino, name } => finish(to, signal.or(change, self.link(ino, name)).await, |to, e| to.entry(&e)),
             O::Open { flags, .. } => finish(to, signal.or(read, self.open(flags)).await, |to, o| to.opened(&o)),
-            O::Create { name, flags, mode, .. } => finish(to, signal.or(change, self.create(name, flags, mode)).await, |to, (e, o)| to.created(&e, &o)),
-            O::Tmpfile { flags, mode, .. } => finish(to, signal.or(change, self.tmpfile(flags, mode)).await, |to, (e, o)| to.created(&e, &o)),
+            O::Create { name, flags, mode, umask, .. } => finish(to, signal.or(change, self.create(name, flags, mode, umask)).await, |to, (e, o)| to.created(&e, &o)),
+            O::Tmpfile { flags, mode, umask } => finish(to, signal.or(change, self.tmpfile(flags, mode, umask)).await, |to, (e, o)| to.created(&e, &o)),
             O::Read { offset, size, .. } => finish(to, signal.or(read, self.read(offset, size)).await, |to, b| to.content(&b)),
             O::Write(write) => finish(to, signal.or(change, self.write(write)).await, |to, n| to.written(n)),
             O::Statfs => finish(to, signal.or(read, self.statfs()).await, |to, s| to.statfs(&s)),
@@ -68,7 +69,17 @@ impl Call<'_> {
             O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
             O::Fsync { fh, .. } | O::Fsyncdir { fh, .. } => finish(to, signal.or(read, self.fsync(fh)).await, |to, ()| to.ok()),
             O::Syncfs => finish(to, signal.or(read, self.sync()).await, |to, ()| to.ok()),
-            O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),
+            O::Setxattr { name, value, flags, acl_kill_sgid } => finish(to, signal.or(change, self.setxattr(name, value, flags, acl_kill_sgid)).await, |to, ()| to.ok()),
+            O::Getxattr { name, size } if is_acl(&name) => {
+                let (list, trusted) = match signal.or(read, async { Ok(self.getacl(&name, size).await) }).await {
+                    Ok(answer) => answer,
+                    Err(error) => (Err(error), true),
+                };
+                finish(to, list, sized(size));
+                if !trusted {
+                    self.files.caches.drop_attributes(self.ino);
+                }
+            }
             O::Getxattr { name, size } => finish(to, signal.or(read, self.getxattr(&name, size)).await, sized(size)),
             O::Listxattr { size } => finish(to, signal.or(read, self.listxattr(size)).await, sized(size)),
             O::Removexattr { name } => finish(to, signal.or(change, self.removexattr(name)).await, |to, ()| to.ok()),
@@ -78,10 +89,11 @@ impl Call<'_> {
             O::Setlk { lock, wait } => finish(to, self.setlk(lock, wait, &signal).await, |to, ()| to.ok()),
             O::Fallocate { offset, length, mode, .. } => finish(to, signal.or(change, self.fallocate(mode, offset, length)).await, |to, ()| to.ok()),
             O::Lseek { offset, whence, .. } => finish(to, signal.or(read, self.lseek(offset, whence)).await, |to, at| to.position(at)),
+            O::CopyFileRange(copy) => finish(to, signal.or(change, self.copy_range(copy)).await, |to, n| to.copied(n)),
             // Nodeids are inode numbers, so there is nothing to forget.
             O::Forget { .. } | O::NotifyReply { .. } => drop(to.ok()),
-            // The kernel does these itself, or copies through read and write.
-            O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_) | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
+            // The kernel does these itself.
+            O::Readdirplus { .. } | O::Access { .. } | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
             O::Interrupt { .. } | O::Init(_) | O::Destroy | O::Unknown { .. } => drop(to.error(Errno::NOSYS)),
         }
     }

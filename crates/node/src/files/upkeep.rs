@@ -91,7 +91,12 @@ async fn answer_held(files: &Files, request: HeldInodes) -> Result<HeldInodesRep
     let asked: Vec<Ino> = request.inodes.into_iter().take(INODES_MAX).map(Ino).collect();
     let (orphans, others): (Vec<Ino>, Vec<Ino>) =
         files.look_confirmed(|tree| asked.into_iter().partition(|ino| tree.is_orphan(*ino)));
-    let held = files.held(orphans).into_iter().chain(others).map(|ino| ino.0).collect();
+    // A copy that is not drained yet takes bytes from its source when it is.
+    let copied = files.log.copied_from();
+    let (wanted, orphans) = orphans.into_iter().partition(|ino| copied.contains(ino));
+    let wanted: Vec<Ino> = wanted;
+    let held = files.held(orphans).into_iter().chain(others).chain(wanted);
+    let held = held.map(|ino| ino.0).collect();
     Ok(HeldInodesReply { held })
 }
 

@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use unum_proto::tree::{
-    CancelWait, ChunkKey, CreateUnnamed, CreateVolume, Extent, Hold, Lock, LockRange, NewTime,
-    Reap, Release, ReleaseNode, ReleaseOwner, SetReplicas, SetVolume, Timestamp, Unlock,
+    CancelWait, ChunkKey, CopyRange, CreateUnnamed, CreateVolume, Extent, Hold, Lock, LockRange,
+    NewTime, Reap, Release, ReleaseNode, ReleaseOwner, SetReplicas, SetVolume, Timestamp, Unlock,
     VolumeSettings,
 };
 
@@ -31,6 +31,28 @@ fn choice() -> impl Strategy<Value = i32> {
 fn name() -> impl Strategy<Value = Bytes> {
     let plain = proptest::sample::select(&["a", "b", "c", "user.x", "security.capability"][..]);
     prop_oneof![12 => plain.prop_map(bytes), 1 => vec(any::<u8>(), 0..300).prop_map(Bytes::from)]
+}
+
+fn acl_name() -> impl Strategy<Value = Bytes> {
+    prop_oneof![Just(ACL_ACCESS), Just(ACL_DEFAULT)].prop_map(Bytes::from_static)
+}
+
+/// Mostly a good list.
+fn acl() -> impl Strategy<Value = Bytes> {
+    let entry = (0..6_usize, 0..9_u16, prop_oneof![0..4_u32, Just(u32::MAX)]);
+    vec(entry, 3..6).prop_map(|mut entries| {
+        entries.extend([(0, 7, 0), (2, 5, 0), (4, 6, 0), (5, 1, 0)]);
+        entries.sort();
+        let once = |(tag, ..): &(usize, u16, u32)| if matches!(tag, 1 | 3) { 9 } else { *tag };
+        entries.dedup_by(|a, b| once(a) != 9 && once(a) == once(b));
+        let mut value = 2_u32.to_le_bytes().to_vec();
+        for (tag, allowed, id) in entries {
+            value.extend((1_u16 << tag).to_le_bytes());
+            value.extend(allowed.to_le_bytes());
+            value.extend(id.to_le_bytes());
+        }
+        value.into()
+    })
 }
 
 fn key() -> impl Strategy<Value = Option<ChunkKey>> {
@@ -84,8 +106,8 @@ pub(super) fn volume_command() -> BoxedStrategy<Command> {
 }
 
 pub(super) fn namespace_command() -> BoxedStrategy<Command> {
-    let create = (ino(), name(), choice(), any::<u32>(), 0..3_u32, name(), any::<bool>());
-    let create = create.prop_map(|(parent, name, kind, mode, uid, target, exclusive)| {
+    let create = (ino(), name(), choice(), any::<[u32; 2]>(), 0..3_u32, name(), any::<bool>());
+    let create = create.prop_map(|(parent, name, kind, [mode, umask], uid, target, exclusive)| {
         let gid = if uid == 2 { u32::MAX } else { uid };
         Command::Create(Create {
             parent,
@@ -98,12 +120,14 @@ pub(super) fn namespace_command() -> BoxedStrategy<Command> {
             target,
             exclusive,
             ino: 0,
+            umask,
         })
     });
     prop_oneof![
         8 => create,
         1 => (ino(), any::<u32>(), any::<bool>()).prop_map(|(parent, mode, linkable)| {
-            Command::CreateUnnamed(CreateUnnamed { parent, mode, uid: 1, gid: 1, linkable })
+            let umask = mode >> 16;
+            Command::CreateUnnamed(CreateUnnamed { parent, mode, uid: 1, gid: 1, linkable, umask })
         }),
         2 => (ino(), ino(), name())
             .prop_map(|(ino, parent, name)| Command::Link(Link { ino, parent, name })),
@@ -166,6 +190,10 @@ pub(super) fn inode_command() -> BoxedStrategy<Command> {
         let kill_privileges = kill;
         Command::Fallocate(Fallocate { ino, mode, offset, length, keep_size, kill_privileges })
     });
+    let copy = (ino(), number(), ino(), number(), number(), any::<bool>());
+    let copy = copy.prop_map(|(from, from_offset, to, to_offset, length, kill_privileges)| {
+        Command::CopyRange(CopyRange { from, from_offset, to, to_offset, length, kill_privileges })
+    });
     let replicas = (key(), nodes(), nodes()).prop_map(|(chunk, expected, replicas)| {
         Command::SetReplicas(SetReplicas { chunk, expected, replicas })
     });
@@ -173,10 +201,16 @@ pub(super) fn inode_command() -> BoxedStrategy<Command> {
         2 => set,
         6 => write,
         3 => fallocate,
+        4 => copy,
         1 => (ino(), name(), name(), choice()).prop_map(|(ino, name, value, mode)| {
-            Command::SetXattr(SetXattr { ino, name, value, mode })
+            Command::SetXattr(SetXattr { ino, name, value, mode, kill_setgid: false })
         }),
-        1 => (ino(), name())
+        2 => (ino(), acl_name(), acl(), any::<bool>()).prop_map(
+            |(ino, name, value, kill_setgid)| {
+                Command::SetXattr(SetXattr { ino, name, value, mode: 0, kill_setgid })
+            }
+        ),
+        1 => (ino(), prop_oneof![name(), acl_name()])
             .prop_map(|(ino, name)| Command::RemoveXattr(RemoveXattr { ino, name })),
         1 => replicas,
     ]

@@ -14,7 +14,7 @@ use super::*;
 
 const NODES: u64 = 3;
 
-/// Where in a file a byte is, and which of which chunk it was written as.
+/// Of a file, at an offset: from a chunk, at an offset.
 type Byte = (Ino, u64, ChunkId, u64);
 
 /// A registry and the local views of its nodes.
@@ -37,6 +37,12 @@ enum Step {
         offset: u64,
         length: u64,
         append: bool,
+    },
+    /// Some of a file that the node has covered goes to another such file.
+    Copy {
+        files: [usize; 2],
+        offsets: [u64; 2],
+        length: u64,
     },
     Shared(Command),
     Acquire {
@@ -65,6 +71,9 @@ fn step() -> BoxedStrategy<(u64, Step)> {
         30 => piece.prop_map(|(file, offset, length, append)| {
             Step::Piece { file, offset, length, append }
         }),
+        10 => ([0..3_usize, 0..3_usize], [0..8_u64, 0..12_u64], 1..12_u64).prop_map(
+            |(files, offsets, length)| Step::Copy { files, offsets, length }
+        ),
         4 => shared_command().prop_map(Step::Shared),
         16 => acquire.prop_map(|(inos, below)| Step::Acquire { inos, below }),
         8 => (1..8_usize).prop_map(Step::Drain),
@@ -150,16 +159,17 @@ impl Cluster {
         Some(drain)
     }
 
-    /// A write to one of the files that a node may change unheard.
-    fn piece(&mut self, node: NodeId, file: usize, extent: (u64, u64), append: bool) {
+    /// One of the files that a node may change unheard.
+    fn covered_file(&self, node: NodeId, at: usize) -> Option<Ino> {
         let view = self.view(node);
         let regular = |ino: &Ino| view.inode(*ino).is_ok_and(|inode| inode.extents().is_ok());
         let covered = view.inodes.keys().filter(|ino| view.holder_of(**ino) == Some(node));
         let files: Vec<Ino> = covered.filter(|ino| regular(ino)).copied().collect();
-        if files.is_empty() {
-            return;
-        }
-        let ino = files[file % files.len()];
+        files.get(at % files.len().max(1)).copied()
+    }
+
+    fn piece(&mut self, node: NodeId, file: usize, extent: (u64, u64), append: bool) {
+        let Some(ino) = self.covered_file(node, file) else { return };
         self.named += 1;
         let id = Some(ChunkId { lane: node.0, seq: 1000 + self.named }.into());
         let (offset, length) = extent;
@@ -214,6 +224,20 @@ impl Cluster {
             }
             Step::Piece { file, offset, length, append } => {
                 self.piece(node, file, (offset, length), append);
+            }
+            Step::Copy { files, offsets, length } => {
+                let [Some(from), Some(to)] = files.map(|at| self.covered_file(node, at)) else {
+                    return;
+                };
+                let copy = CopyRange {
+                    from: from.0,
+                    from_offset: offsets[0],
+                    to: to.0,
+                    to_offset: offsets[1],
+                    length,
+                    kill_privileges: false,
+                };
+                self.change(node, Command::CopyRange(copy));
             }
             Step::Drain(most) => drop(self.drain(node, most)),
             Step::DrainMore(most, more) => {
@@ -338,6 +362,10 @@ fn aim(command: &mut Command, node: NodeId, tree: &Tree) {
         }
         Command::SetAttributes(c) => hit(&mut c.ino),
         Command::Fallocate(c) => hit(&mut c.ino),
+        Command::CopyRange(c) => {
+            hit(&mut c.from);
+            hit(&mut c.to);
+        }
         Command::SetXattr(c) => hit(&mut c.ino),
         Command::RemoveXattr(c) => hit(&mut c.ino),
         Command::Lock(c) => hit(&mut c.ino),
@@ -458,7 +486,8 @@ fn a_directory_goes_elsewhere_only_with_the_log() {
     assert!(cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
     // What is strict is never kept back.
     let (name, value) = (bytes("user.unum.class"), bytes("strict"));
-    cluster.commit(node, Command::SetXattr(SetXattr { ino: b.0, name, value, mode: 0 }));
+    cluster
+        .commit(node, Command::SetXattr(SetXattr { ino: b.0, name, value, ..SetXattr::default() }));
     assert!(!cluster.view(node).may_change_unheard(node, &rename((a, "f"), to, 0)));
 }
 

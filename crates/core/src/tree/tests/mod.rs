@@ -1,7 +1,9 @@
 //! Scripts with outcomes, and random commands against simple models.
 
+mod acl;
 mod anything;
 mod content;
+mod copies;
 mod leases;
 mod locks;
 mod model;
@@ -15,8 +17,8 @@ use proptest::test_runner::{Config, RngSeed};
 use prost::Message;
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{
-    Create, Fallocate, Link, LockTable, NewChunk, RemoveXattr, Rename, Rmdir, SetAttributes,
-    SetXattr, TreeRecord, Unlink, Write,
+    CopyRange, Create, Fallocate, Link, LockTable, NewChunk, RemoveXattr, Rename, Rmdir,
+    SetAttributes, SetXattr, TreeRecord, Unlink, Write,
 };
 
 use super::*;
@@ -83,6 +85,7 @@ impl World {
             target: if kind == Kind::Symlink { bytes("target") } else { Bytes::new() },
             exclusive: true,
             ino: 0,
+            umask: 0,
         };
         self.run(Command::Create(create)).map(|outcome| inode_of(&outcome))
     }

@@ -305,7 +305,7 @@ fn what_is_made_in_a_directory_gets_its_class() {
     assert_eq!(class(&world, d), Ok(b"posix".to_vec()));
     let set = |value: &str| {
         let (name, value) = (bytes("user.unum.class"), bytes(value));
-        Command::SetXattr(SetXattr { ino: d.0, name, value, mode: 0 })
+        Command::SetXattr(SetXattr { ino: d.0, name, value, ..SetXattr::default() })
     };
     assert_eq!(world.run(set("loose")), Err(TreeError::Invalid));
     world.run(set("strict")).unwrap();

@@ -60,7 +60,12 @@ fn a_dead_node_holds_nothing() {
 fn an_unnamed_file_may_get_one_name() {
     let mut world = World::new();
     let unnamed = |linkable| {
-        Command::CreateUnnamed(CreateUnnamed { parent: 1, mode: 0o600, uid: 0, gid: 0, linkable })
+        Command::CreateUnnamed(CreateUnnamed {
+            parent: 1,
+            mode: 0o600,
+            linkable,
+            ..CreateUnnamed::default()
+        })
     };
     let f = inode_of(&world.run(unnamed(true)).expect("created"));
     let g = inode_of(&world.run(unnamed(false)).expect("created"));

@@ -27,7 +27,7 @@ fn populated() -> World {
     let value = Bytes::from(vec![9; limits::XATTR_VALUE_SIZE_MAX]);
     for name in ["user.a", "user.b"] {
         let value = value.slice(name.len()..);
-        let set = SetXattr { ino: d.0, name: bytes(name), value, mode: 0 };
+        let set = SetXattr { ino: d.0, name: bytes(name), value, ..SetXattr::default() };
         world.run(Command::SetXattr(set)).expect("xattr");
     }
     world

@@ -4,8 +4,8 @@
 use expect_test::expect;
 use unum_proto::tree::tree_record::Record;
 use unum_proto::tree::{
-    AcquireLease, CreateUnnamed, CreateVolume, Drain, Extent, FallocateMode, Hold, LoggedChange,
-    Reap, Release, SetVolume, VolumeSettings,
+    AcquireLease, CopyRange, CreateUnnamed, CreateVolume, Drain, Extent, FallocateMode, Hold,
+    LoggedChange, Reap, Release, SetVolume, VolumeSettings,
 };
 
 use super::*;
@@ -138,6 +138,9 @@ fn no_name_leads_from_one_volume_into_another_but_that_of_a_root() {
     assert_eq!(world.run(rename((v, "f"), (ROOT, "g"), 2)).map(drop), crosses);
     assert_eq!(world.run(rename((v, "f"), (ROOT, "g"), 0)).map(drop), crosses);
     assert_eq!(world.run(link(f, ROOT, "h")).map(drop), crosses);
+    let g = world.tree.lookup(ROOT, b"g").expect("g");
+    let copy = CopyRange { from: f.0, to: g.0, length: 1, ..CopyRange::default() };
+    assert_eq!(world.run(Command::CopyRange(copy)).map(drop), crosses);
     assert_eq!(world.run(rename((ROOT, "v"), (w, "v"), 0)).map(drop), crosses, "below itself");
     // Roots move as other directories do, within the volume that their names are in.
     world.run(rename((ROOT, "v"), (d, "v"), 0)).expect("moved");
@@ -258,11 +261,11 @@ fn the_number_of_replicas_is_that_of_the_volume_or_the_usual_one() {
     let live: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
     let lacking = |world: &World| {
         let found = world.tree.chunks_lacking(&live, 3, None, 100).found;
-        found.iter().map(|lacking| lacking.chunk.ino).collect::<Vec<_>>()
+        found.iter().map(|lacking| lacking.chunk.volume.0).collect::<Vec<_>>()
     };
-    assert_eq!(lacking(&world), [first]);
+    assert_eq!(lacking(&world), [1]);
     world.adjust(v, VolumeSettings { replicas: Some(0), ..Default::default() }).expect("usual");
-    assert_eq!(lacking(&world), [f, first]);
+    assert_eq!(lacking(&world), [2, 1]);
 }
 
 #[test]
@@ -278,6 +281,7 @@ fn a_tree_from_before_there_were_volumes_is_the_first_one() {
         match &mut record.record {
             Some(Record::Header(header)) => header.next_volume = 0,
             Some(Record::Inode(inode)) => inode.volume = 0,
+            Some(Record::Chunks(chunks)) => chunks.chunks.iter_mut().for_each(|c| c.volume = 0),
             Some(Record::End(end)) => end.records = before,
             _ => {}
         }

@@ -471,6 +471,7 @@ pub(super) fn inodes_of(command: Option<&TreeCommand>) -> Vec<Ino> {
         Command::SetAttributes(set) => vec![set.ino],
         Command::Write(write) => vec![write.ino],
         Command::Fallocate(fallocate) => vec![fallocate.ino],
+        Command::CopyRange(copy) => vec![copy.to],
         Command::SetXattr(set) => vec![set.ino],
         Command::RemoveXattr(remove) => vec![remove.ino],
         _ => Vec::new(),

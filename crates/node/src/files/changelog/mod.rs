@@ -33,8 +33,8 @@ use unum_core::time::Time;
 use unum_core::tree::{Local, Pending, Refusal, Tree};
 use unum_net::Client;
 use unum_proto::ids::{ChunkId, Ino, LeaseId, NodeId};
-use unum_proto::tree::TreeReply;
 use unum_proto::tree::tree_command::Command;
+use unum_proto::tree::{TreeCommand, TreeReply};
 
 use super::errno::FileError;
 use super::handles::Handles;
@@ -417,6 +417,20 @@ impl ChangeLog {
     /// The bytes of a chunk that is not drained yet.
     pub fn chunk(&self, id: ChunkId) -> Option<Kept> {
         self.inner().journal.chunk(id)
+    }
+
+    /// The inodes that copies take bytes from which are not drained yet.
+    pub fn copied_from(&self) -> BTreeSet<Ino> {
+        let source = |command: &TreeCommand| match &command.command {
+            Some(Command::CopyRange(copy)) => Some(Ino(copy.from)),
+            _ => None,
+        };
+        let inner = self.inner();
+        let left = inner.left.iter().filter_map(|record| source(&record.command));
+        self.parts.registry.read_local(|local| {
+            let pending = local.into_iter().flat_map(Local::pending);
+            left.chain(pending.filter_map(|change| source(&change.command))).collect()
+        })
     }
 
     async fn moved_on(&self, deadline: Instant) -> Result<(), FileError> {

@@ -167,6 +167,11 @@ impl Replicas {
         self.shared.factor
     }
 
+    /// Replicas that a chunk should have.
+    pub fn wanted_of(&self, tree: &Tree, chunk: &Chunk) -> usize {
+        tree.wanted_in(chunk.volume, self.shared.factor)
+    }
+
     /// Replicas that chunks of this inode should have.
     pub fn wanted(&self, tree: &Tree, ino: Ino) -> usize {
         tree.wanted_replicas(ino, self.shared.factor)
