@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::dev::args::{DevArgs, MachineArgs};
-use crate::volume::{Property, parse_property};
+use crate::volume::{Property, parse_inodes, parse_property, parse_quota, parse_replicas};
 
 #[derive(Debug, Parser)]
 #[command(name = "unum", version, about = "One computer out of several Linux machines")]
@@ -73,7 +73,7 @@ pub enum Verb {
         #[arg(long)]
         repair: bool,
     },
-    /// Say when changes of files are durable, for a directory and all that is in it
+    /// Parts of the file tree with replicas and limits of their own; and when changes of files are durable
     #[command(subcommand)]
     Volume(VolumeVerb),
     /// Make, list and revoke join tokens
@@ -180,22 +180,54 @@ pub enum Role {
 
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
-    /// Set what holds for a directory, for everything below it and for what is made there later
+    /// Make a directory that is the root of a new volume
     ///
-    /// class=posix, as it is by default: a change is durable once a later fsync(2) has returned, and without
+    /// Files and directories do not go from one volume to another by rename(2) or link(2); mv copies them.
+    Create {
+        /// The new directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Copies of each piece of file content, 1 to 7 (default: the cluster's setting)
+        #[arg(long, value_name = "COUNT", value_parser = parse_replicas)]
+        replicas: Option<u32>,
+        /// Bytes that its files may take, such as 10G, before replication (default: no limit)
+        #[arg(long, value_name = "SIZE", value_parser = parse_quota)]
+        quota: Option<u64>,
+        /// Files and directories that it may have, itself included (default: no limit)
+        #[arg(long, value_name = "COUNT", value_parser = parse_inodes)]
+        inodes: Option<u64>,
+    },
+    /// List all volumes
+    List,
+    /// Show what is in use in the volume of a directory (default: the root of the file tree)
+    Usage {
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Remove a volume that is empty
+    Delete {
+        /// Its root
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Set what holds for a volume, or when changes are durable for any directory and all that is in it
+    ///
+    /// For a volume, by its root: replicas=COUNT, quota=SIZE, inodes=COUNT, as with `create`; replicas=default,
+    /// quota=none and inodes=none undo that. For any directory, for everything below it and for what is made there
+    /// later: class=posix, as it is by default: a change is durable once a later fsync(2) has returned, and without
     /// that after about a second. class=strict: a change is durable before its call returns, which takes longer.
     Set {
         /// A directory of the file tree
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// class=strict or class=posix
-        #[arg(value_name = "KEY=VALUE", value_parser = parse_property)]
-        property: Property,
+        /// replicas=2, quota=10G, inodes=100000, class=strict, ...
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_property)]
+        properties: Vec<Property>,
         /// Leave what is in the directory as it is; what is made there from now on gets the class
         #[arg(long)]
         only: bool,
     },
-    /// Show what holds for directories (default: the root of the file tree)
+    /// Show the class of directories (default: the root of the file tree)
     Show {
         #[arg(value_name = "DIR")]
         directories: Vec<PathBuf>,

@@ -1,13 +1,15 @@
 //! `unum volume`: what holds for a directory and all that is in it.
 //!
-//! The tree keeps it as an extended attribute of each file and directory, which what is made in a directory
-//! gets from it. No daemon is asked: the kernel is.
+//! What holds for whole volumes is the daemon's affair (`roots`). The class is an extended attribute of each
+//! file and directory, which what is made in a directory gets from it. No daemon is asked: the kernel is.
 //!
 //! Others may change names while a tree is walked, so each one is opened without following symbolic links or
 //! leaving the mount, and what was opened is what is set.
 //!
 //! Leaves out on purpose: directories whose path below the one that was named is longer than PATH_MAX. They
 //! are told as failed, and can be named by a working directory.
+
+mod roots;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -23,11 +25,15 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::Serialize;
 use unum_proto::admin::StatusRequest;
+use unum_proto::tree::VolumeSettings;
 
 use crate::args::VolumeVerb;
 use crate::daemon::{Daemon, ShowStatus, block_on};
 use crate::failure::{Failure, Result};
 use crate::output::{Output, QUIET_TIME, Table};
+
+use roots::VolumeRow;
+pub use roots::{parse_inodes, parse_quota, parse_replicas};
 
 /// The attribute that tells the class (docs/spec/tree.md).
 const CLASS_XATTR: &CStr = c"user.unum.class";
@@ -70,21 +76,62 @@ impl Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property {
     Class(Class),
+    /// 0: the default.
+    Replicas(u32),
+    /// 0: none.
+    Quota(u64),
+    /// 0: none.
+    Inodes(u64),
 }
 
 /// Reads KEY=VALUE.
 pub fn parse_property(text: &str) -> Result<Property, String> {
-    let (key, value) = text.split_once('=').ok_or("write it as class=strict or class=posix")?;
-    if key != "class" {
-        return Err(format!("there is no \"{key}\" to set; what there is: class"));
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE, such as class=strict")?;
+    match key {
+        "class" => {
+            let class = Class::of(value.as_bytes());
+            let unknown = || format!("there is no class \"{value}\"; there are strict and posix");
+            class.map(Property::Class).ok_or_else(unknown)
+        }
+        "replicas" => parse_replicas(value).map(Property::Replicas),
+        "quota" => parse_quota(value).map(Property::Quota),
+        "inodes" => parse_inodes(value).map(Property::Inodes),
+        _ => {
+            let known = "class, replicas, quota, inodes";
+            Err(format!("there is no \"{key}\" to set; what there is: {known}"))
+        }
     }
-    let class = Class::of(value.as_bytes());
-    let unknown = || format!("there is no class \"{value}\"; there are strict and posix");
-    class.map(Property::Class).ok_or_else(unknown)
+}
+
+/// What was asked for, for the volume and for each file.
+#[derive(Debug, Default, PartialEq)]
+struct Wanted {
+    class: Option<Class>,
+    settings: Option<VolumeSettings>,
+}
+
+impl Wanted {
+    fn of(properties: &[Property]) -> Result<Self> {
+        let mut wanted = Self::default();
+        let mut settings = VolumeSettings::default();
+        for property in properties {
+            let before = match *property {
+                Property::Class(class) => wanted.class.replace(class).is_some(),
+                Property::Replicas(replicas) => settings.replicas.replace(replicas).is_some(),
+                Property::Quota(quota) => settings.quota_bytes.replace(quota).is_some(),
+                Property::Inodes(inodes) => settings.quota_inodes.replace(inodes).is_some(),
+            };
+            if before {
+                return Err(Failure::usage("one thing is set twice: name each once"));
+            }
+        }
+        wanted.settings = Some(settings).filter(|settings| *settings != VolumeSettings::default());
+        Ok(wanted)
+    }
 }
 
 #[derive(Serialize)]
-struct VolumeRow {
+struct ClassRow {
     path: String,
     class: Class,
 }
@@ -102,6 +149,14 @@ struct Walked {
 #[derive(Serialize)]
 struct SetReport {
     path: String,
+    #[serde(flatten)]
+    classed: Option<Classed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<VolumeRow>,
+}
+
+#[derive(Serialize)]
+struct Classed {
     class: Class,
     #[serde(flatten)]
     walked: Walked,
@@ -109,8 +164,15 @@ struct SetReport {
 
 pub fn run(socket: &Path, verb: VolumeVerb, out: &Output) -> Result<()> {
     match verb {
-        VolumeVerb::Set { directory, property: Property::Class(class), only } => {
-            set(&directory, class, only, out)
+        VolumeVerb::Create { directory, replicas, quota, inodes } => {
+            let settings = VolumeSettings { replicas, quota_bytes: quota, quota_inodes: inodes };
+            roots::create(socket, &directory, settings, out)
+        }
+        VolumeVerb::List => roots::list(socket, out),
+        VolumeVerb::Usage { directory } => roots::usage(socket, directory.as_deref(), out),
+        VolumeVerb::Delete { directory } => roots::delete(socket, &directory, out),
+        VolumeVerb::Set { directory, properties, only } => {
+            set(socket, &directory, &Wanted::of(&properties)?, only, out)
         }
         VolumeVerb::Show { directories } if directories.is_empty() => show(&[mount(socket)?], out),
         VolumeVerb::Show { directories } => show(&directories, out),
@@ -131,9 +193,9 @@ fn mount(socket: &Path) -> Result<PathBuf> {
 fn show(directories: &[PathBuf], out: &Output) -> Result<()> {
     let row = |path: &PathBuf| {
         let (_, class) = open_volume(path)?;
-        Ok(VolumeRow { path: path.to_string_lossy().into_owned(), class })
+        Ok(ClassRow { path: path.to_string_lossy().into_owned(), class })
     };
-    let rows: Vec<VolumeRow> = directories.iter().map(row).collect::<Result<_>>()?;
+    let rows: Vec<ClassRow> = directories.iter().map(row).collect::<Result<_>>()?;
     out.list(&rows, || {
         let mut table = Table::new(&["CLASS", "DIRECTORY"]);
         for row in &rows {
@@ -143,7 +205,27 @@ fn show(directories: &[PathBuf], out: &Output) -> Result<()> {
     })
 }
 
-fn set(path: &Path, class: Class, only: bool, out: &Output) -> Result<()> {
+fn set(socket: &Path, path: &Path, wanted: &Wanted, only: bool, out: &Output) -> Result<()> {
+    if only && wanted.class.is_none() {
+        return Err(Failure::usage("--only is about the class, and none is set"));
+    }
+    open_volume(path)?;
+    let volume = wanted.settings.map(|settings| roots::set(socket, path, settings)).transpose()?;
+    let classed = wanted.class.map(|class| set_below(path, class, only, out)).transpose()?;
+    let failed = classed.as_ref().map_or(0, |classed| classed.walked.failed);
+    let report = SetReport { path: path.to_string_lossy().into_owned(), classed, volume };
+    out.one(&report, || report.to_string())?;
+    match failed {
+        0 => Ok(()),
+        count => Err(Failure::new(format!(
+            "the class of {count} files or directories below {} could not be set",
+            plain(path)
+        ))
+        .next("The others have it. Do it again when the reason is gone; what is set stays so.")),
+    }
+}
+
+fn set_below(path: &Path, class: Class, only: bool, out: &Output) -> Result<Classed> {
     let (directory, _) = open_volume(path)?;
     let told = set_class(directory.as_fd(), class).map_err(|why| refused(path, SETTING, why))?;
     let mut walk = Walk::new(path, class, out);
@@ -155,20 +237,22 @@ fn set(path: &Path, class: Class, only: bool, out: &Output) -> Result<()> {
     let walked = walk.end();
     // What was set a moment ago may still wait to be drained.
     sync(directory.as_fd()).map_err(|why| refused(path, "make durable", why))?;
-    let failed = walked.failed;
-    let report = SetReport { path: path.to_string_lossy().into_owned(), class, walked };
-    out.one(&report, || format!("{report}\n"))?;
-    match failed {
-        0 => Ok(()),
-        count => Err(Failure::new(format!(
-            "the class of {count} files or directories below {} could not be set",
-            plain(path)
-        ))
-        .next("The others have it. Do it again when the reason is gone; what is set stays so.")),
-    }
+    Ok(Classed { class, walked })
 }
 
 impl fmt::Display for SetReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(volume) = &self.volume {
+            f.write_str(&volume.told())?;
+        }
+        match &self.classed {
+            Some(classed) => writeln!(f, "{classed}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Classed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Walked { changed, unchanged, skipped, failed: _ } = self.walked;
         let class = self.class.word();
@@ -379,7 +463,7 @@ fn refused(path: &Path, doing: &str, why: Errno) -> Failure {
              directory to set what is in it; ask its owner or root.",
         ),
         Errno::NOTDIR => failure.next(
-            "A volume is a directory; for one file: setfattr -n user.unum.class -v strict FILE",
+            "A volume is a directory; a file's class: setfattr -n user.unum.class -v strict FILE",
         ),
         Errno::NOTCONN => failure.next("Nobody is behind the mount. Start the daemon: unum up"),
         Errno::TIMEDOUT | Errno::IO => failure.next("See how the cluster is: unum status"),
@@ -414,29 +498,45 @@ mod tests {
             (&["set", "d", "class=posix", "--only"], Class::Posix, true),
             (&["set", "--only", "d", "class=strict"], Class::Strict, true),
         ] {
-            let VolumeVerb::Set { directory, property, only } = parsed(words).expect("it parses")
+            let VolumeVerb::Set { directory, properties, only } = parsed(words).expect("it parses")
             else {
                 panic!("not set")
             };
-            assert_eq!((directory, property), ("d".into(), Property::Class(wanted)));
+            assert_eq!((directory, properties), ("d".into(), vec![Property::Class(wanted)]));
             assert_eq!(only, alone);
         }
     }
 
     #[test]
+    fn several_things_are_set_at_once_and_each_once() {
+        let words = &["set", "d", "replicas=default", "quota=1G", "inodes=none", "class=posix"];
+        let VolumeVerb::Set { properties, .. } = parsed(words).expect("it parses") else {
+            panic!("not set")
+        };
+        let wanted = Wanted::of(&properties).expect("each once");
+        let settings =
+            VolumeSettings { replicas: Some(0), quota_bytes: Some(1 << 30), quota_inodes: Some(0) };
+        assert_eq!(wanted, Wanted { class: Some(Class::Posix), settings: Some(settings) });
+        let twice = [Property::Quota(1), Property::Quota(0)];
+        assert_eq!(Wanted::of(&twice).expect_err("twice").exit, crate::failure::EXIT_USAGE);
+    }
+
+    #[test]
     fn what_cannot_be_set_is_refused_with_what_can() {
         assert_eq!(parse_property("class=strict"), Ok(Property::Class(Class::Strict)));
-        let told: Vec<String> = ["strict", "class=", "class=Strict", "quota=1G", "=posix", ""]
-            .iter()
-            .map(|text| parse_property(text).expect_err(text))
-            .collect();
+        let told: Vec<String> =
+            ["strict", "class=", "class=Strict", "quota=-1", "size=1G", "=posix", ""]
+                .iter()
+                .map(|text| parse_property(text).expect_err(text))
+                .collect();
         expect![[r#"
-            write it as class=strict or class=posix
+            write it as KEY=VALUE, such as class=strict
             there is no class ""; there are strict and posix
             there is no class "Strict"; there are strict and posix
-            there is no "quota" to set; what there is: class
-            there is no "" to set; what there is: class
-            write it as class=strict or class=posix"#]]
+            a quota is a number of bytes such as 10G, or "none": write it as 65536, 512K, 64M or 1G
+            there is no "size" to set; what there is: class, replicas, quota, inodes
+            there is no "" to set; what there is: class, replicas, quota, inodes
+            write it as KEY=VALUE, such as class=strict"#]]
         .assert_eq(&told.join("\n"));
         assert!(parsed(&["set", "d"]).is_err());
         assert!(parsed(&["set", "d", "class=fast"]).is_err());
@@ -456,7 +556,9 @@ mod tests {
         std::fs::write(elsewhere.path().join("file"), "").expect("a file");
         let out = Output::new(false);
         for path in [elsewhere.path(), Path::new("/proc")] {
-            let told = set(path, Class::Strict, false, &out).expect_err("it is elsewhere");
+            let wanted = Wanted { class: Some(Class::Strict), settings: None };
+            let nobody = Path::new("/nonexistent");
+            let told = set(nobody, path, &wanted, false, &out).expect_err("it is elsewhere");
             assert!(told.what.ends_with("is not in the cluster's file tree"), "{told}");
             assert_eq!((told.exit, told.next.is_some()), (1, true));
         }
@@ -469,10 +571,11 @@ mod tests {
     #[test]
     fn what_people_and_scripts_read() {
         let walked = Walked { changed: 12, unchanged: 3, skipped: 1, failed: 0 };
-        let report = SetReport { path: "/unum/db".into(), class: Class::Strict, walked };
-        expect![
-            "12 files and directories are now strict, 3 were before; skipped 1 without a class"
-        ]
+        let classed = Some(Classed { class: Class::Strict, walked });
+        let report = SetReport { path: "/unum/db".into(), classed, volume: None };
+        expect![[r#"
+            12 files and directories are now strict, 3 were before; skipped 1 without a class
+        "#]]
         .assert_eq(&report.to_string());
         expect![[r#"{"path":"/unum/db","class":"strict","changed":12,"unchanged":3,"skipped":1,"failed":0}"#]]
             .assert_eq(&serde_json::to_string(&report).expect("plain"));

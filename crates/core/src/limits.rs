@@ -58,6 +58,10 @@ pub const PENDING_CHANGES_MAX: usize = 1 << 14;
 pub const RESERVED_MAX: usize = 1 << 22;
 /// The same for allocated bytes.
 pub const RESERVED_BYTES_MAX: u64 = 1 << 50;
+/// Volumes of the whole tree.
+pub const VOLUMES_MAX: usize = 4096;
+/// Replicas that a volume may ask for.
+pub const VOLUME_REPLICAS_MAX: u8 = 7;
 /// Locks of both tables on one inode.
 pub const LOCKS_PER_INODE_MAX: usize = 4096;
 /// Waiting lock requests on one inode.
@@ -79,6 +83,7 @@ const _: () = {
     assert!(FILE_SIZE_MAX < i64::MAX as u64);
     assert!(ALLOCATED_MAX.checked_add(FILE_SIZE_MAX).is_some());
     assert!(64 * PENDING_CHANGES_MAX <= RESERVED_MAX);
+    assert!(VOLUME_REPLICAS_MAX as usize <= REPLICAS_MAX);
     assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
     assert!(COPY_EXTENTS_MAX > 0 && 2 * COPY_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);
 };

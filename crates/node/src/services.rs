@@ -110,7 +110,6 @@ impl Services {
             registry: plan.registry.clone(),
             membership: plan.membership.clone(),
             repair_after: plan.settings.repair_after,
-            factor: plan.settings.replicas as usize,
         });
         let replicas = Replicas::new(
             plan.node,
@@ -201,6 +200,11 @@ impl Services {
             let reporting = report(self.clone(), world.clone());
             self.tasks.spawn_lasting("report", until(self.tasks.stop(), reporting));
         }
+    }
+
+    /// The file service. None: see `limits`.
+    pub fn files(&self) -> Option<&Arc<Files>> {
+        self.files.as_ref()
     }
 
     /// Where the file tree is mounted.
@@ -497,8 +501,6 @@ struct ClusterView {
     membership: Membership,
     /// The replicas of a node that went down still count for so long: it may be back soon.
     repair_after: Duration,
-    /// Replicas of each chunk while there are enough nodes.
-    factor: usize,
 }
 
 impl ClusterView {
@@ -538,9 +540,9 @@ impl Candidates for Arc<ClusterView> {
     /// A node that is only suspected is not lost yet. Where the others are too few for what is
     /// written to survive the loss of a minority, a write waits for it, or for the registry's word
     /// that it is down.
-    fn alive(&self) -> Vec<Place> {
+    fn alive(&self, replicas: usize) -> Vec<Place> {
         let unsuspected = self.unsuspected();
-        let enough = durable_enough(self.total(), self.factor);
+        let enough = durable_enough(self.total(), replicas);
         match unsuspected.len() >= enough {
             true => unsuspected,
             false => self.places(Node::is_up),

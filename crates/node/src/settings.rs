@@ -184,13 +184,13 @@ pub const KEYS: &[Key] = &[
     ),
     key!(
         repair_rate,
-        bytes,
+        parse_bytes,
         shown_bytes,
         "Bytes per second that this node copies at most to restore or move what nodes hold, as 64M"
     ),
     key!(
         scrub_rate,
-        bytes,
+        parse_bytes,
         shown_bytes,
         "Bytes per second that this node reads at most to look for rot in what it holds"
     ),
@@ -504,8 +504,8 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// `65536`, `512K`, `64M` or `1G`: a positive number, in powers of 1024.
-fn bytes(text: &str) -> Result<u64, String> {
+/// `65536`, `512K`, `64M`, `1G` or `2T`: a positive number, in powers of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: u64 = number.parse().map_err(|_| "write it as 65536, 512K, 64M or 1G")?;
@@ -514,7 +514,8 @@ fn bytes(text: &str) -> Result<u64, String> {
         "K" => 10,
         "M" => 20,
         "G" => 30,
-        _ => return Err("the unit must be K, M or G".into()),
+        "T" => 40,
+        _ => return Err("the unit must be K, M, G or T".into()),
     };
     match number.checked_mul(1 << shift) {
         Some(bytes) if bytes > 0 => Ok(bytes),
@@ -616,7 +617,7 @@ mod tests {
             "certificate_lifetime = '9 fortnights'",
             "gossip_period = '5m'",
             "replicas = 9",
-            "repair_rate = '7T'",
+            "repair_rate = '7P'",
             "repair_rate = '0M'",
             "scrub_rate = '99999999999G'",
             "replicas = [1]",
@@ -634,7 +635,7 @@ mod tests {
             the setting `certificate_lifetime` cannot be `9 fortnights`: the unit must be ms, s, m, h or d
             the setting `gossip_period` cannot be `5m`: it must be between 10ms and 1m
             the setting `replicas` cannot be `9`: it must be between 1 and 7
-            the setting `repair_rate` cannot be `7T`: the unit must be K, M or G
+            the setting `repair_rate` cannot be `7P`: the unit must be K, M, G or T
             the setting `repair_rate` cannot be `0M`: it must be more than nothing
             the setting `scrub_rate` cannot be `99999999999G`: it is too much
             the setting `replicas` cannot be `[1]`: it must be text, a whole number, true or false

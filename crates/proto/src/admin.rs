@@ -9,6 +9,8 @@
 
 use prost::{Enumeration, Message};
 
+use crate::tree::VolumeSettings;
+
 /// Where a node stands in the life of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
@@ -609,4 +611,80 @@ pub struct ValueDeleteReply {
     /// The version found; 0 when there was none.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+}
+
+/// A part of the file tree with settings and limits of its own.
+#[derive(Clone, PartialEq, Message)]
+pub struct Volume {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// The inode number of its root.
+    #[prost(uint64, tag = "2")]
+    pub root: u64,
+    /// From the root of the file tree on, without a slash before it.
+    #[prost(bytes = "vec", tag = "3")]
+    pub path: Vec<u8>,
+    /// Of each chunk of its files, while there are enough nodes.
+    #[prost(uint32, tag = "4")]
+    pub replicas: u32,
+    /// That is the cluster's setting, as this node has it.
+    #[prost(bool, tag = "5")]
+    pub replicas_usual: bool,
+    /// 0: no limit.
+    #[prost(uint64, tag = "6")]
+    pub quota_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub quota_inodes: u64,
+    /// Before replication. Without what other nodes changed in the last second.
+    #[prost(uint64, tag = "8")]
+    pub used_bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub used_inodes: u64,
+}
+
+/// `admin.volume-create`: makes an empty directory that is the root of a new volume.
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeCreateRequest {
+    /// The inode number of the directory that it is made in.
+    #[prost(uint64, tag = "1")]
+    pub parent: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub settings: Option<VolumeSettings>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeCreateReply {
+    #[prost(message, optional, tag = "1")]
+    pub volume: Option<Volume>,
+}
+
+/// `admin.volume-set`: what is absent in the settings stays as it is.
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeSetRequest {
+    /// The inode number of the volume's root.
+    #[prost(uint64, tag = "1")]
+    pub root: u64,
+    #[prost(message, optional, tag = "2")]
+    pub settings: Option<VolumeSettings>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeSetReply {
+    #[prost(message, optional, tag = "1")]
+    pub volume: Option<Volume>,
+}
+
+/// `admin.volume-list`: all volumes, or the one that an inode is in.
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeListRequest {
+    #[prost(uint64, optional, tag = "1")]
+    pub ino: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeListReply {
+    #[prost(message, repeated, tag = "1")]
+    pub volumes: Vec<Volume>,
 }

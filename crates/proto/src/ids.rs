@@ -51,6 +51,11 @@ id!(
     LeaseId(u64), "lease "
 );
 id!(
+    /// A part of the file tree with settings and limits of its own, never reused. 1 is what belongs to no other,
+    /// 0 is none.
+    VolumeId(u32), "volume "
+);
+id!(
     /// One issuer of registry commands: a run of a daemon or a FUSE connection. Random.
     Lane(u64), "lane "
 );

@@ -124,7 +124,7 @@ pub struct NewChunk {
 pub struct TreeCommand {
     #[prost(
         oneof = "tree_command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 150"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 100, 101, 150"
     )]
     pub command: Option<tree_command::Command>,
 }
@@ -184,6 +184,10 @@ pub mod tree_command {
         ReleaseLease(super::ReleaseLease),
         #[prost(message, tag = "23")]
         Drain(super::Drain),
+        #[prost(message, tag = "100")]
+        CreateVolume(super::CreateVolume),
+        #[prost(message, tag = "101")]
+        SetVolume(super::SetVolume),
         #[prost(message, tag = "150")]
         CopyRange(super::CopyRange),
     }
@@ -556,6 +560,44 @@ pub struct LoggedChange {
     pub folded: u64,
 }
 
+/// A new directory that is the root of a new volume.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CreateVolume {
+    #[prost(uint64, tag = "1")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub name: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    #[prost(uint32, tag = "4")]
+    pub uid: u32,
+    #[prost(uint32, tag = "5")]
+    pub gid: u32,
+    #[prost(message, optional, tag = "6")]
+    pub settings: Option<VolumeSettings>,
+}
+
+/// What is absent stays as it is.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct SetVolume {
+    #[prost(uint32, tag = "1")]
+    pub volume: u32,
+    #[prost(message, optional, tag = "2")]
+    pub settings: Option<VolumeSettings>,
+}
+
+/// 0, as absence in a new volume: no limit, and as many replicas as the cluster's setting says.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct VolumeSettings {
+    #[prost(uint32, optional, tag = "1")]
+    pub replicas: Option<u32>,
+    /// Bytes that its files may allocate, before replication.
+    #[prost(uint64, optional, tag = "2")]
+    pub quota_bytes: Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub quota_inodes: Option<u64>,
+}
+
 // ---------------------------------------------------------------------------------------------
 // Replies
 
@@ -737,16 +779,18 @@ pub enum TreeErrorCode {
     AttributeTooBig = 18,
     BeyondEnd = 19,
     Held = 20,
+    QuotaExceeded = 100,
+    CrossesVolumes = 101,
 }
 
 // ---------------------------------------------------------------------------------------------
 // Snapshot
 
-/// One piece of a tree's snapshot, of bounded size. The header comes first, an inode before its
+/// One piece of a tree's snapshot, of bounded size. The header comes first, volumes before inodes, an inode before its
 /// entries and extents, chunks before extents, locks, holds and leases after inodes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TreeRecord {
-    #[prost(oneof = "tree_record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "tree_record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100")]
     pub record: Option<tree_record::Record>,
 }
 
@@ -773,6 +817,8 @@ pub mod tree_record {
         End(super::EndRecord),
         #[prost(message, tag = "10")]
         Lease(super::LeaseRecord),
+        #[prost(message, tag = "100")]
+        Volume(super::VolumeRecord),
     }
 }
 
@@ -789,6 +835,20 @@ pub struct HeaderRecord {
     pub next_orphan: u64,
     #[prost(uint64, tag = "5")]
     pub next_lease: u64,
+    /// 0 in a tree from before there were volumes.
+    #[prost(uint32, tag = "40")]
+    pub next_volume: u32,
+}
+
+/// A volume's settings. What is in use is counted by whoever reads the snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct VolumeRecord {
+    #[prost(uint32, tag = "1")]
+    pub volume: u32,
+    #[prost(uint64, tag = "2")]
+    pub root: u64,
+    #[prost(message, optional, tag = "3")]
+    pub settings: Option<VolumeSettings>,
 }
 
 /// A node's write lease.
@@ -838,6 +898,9 @@ pub struct InodeRecord {
     pub lease: u64,
     #[prost(bool, tag = "8")]
     pub strict: bool,
+    /// 0 in a tree from before there were volumes, and means the first.
+    #[prost(uint32, tag = "40")]
+    pub volume: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -863,6 +926,9 @@ pub struct EntriesRecord {
 pub struct ChunkRecord {
     #[prost(message, optional, tag = "1")]
     pub chunk: Option<NewChunk>,
+    /// As in an inode's record.
+    #[prost(uint32, tag = "40")]
+    pub volume: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

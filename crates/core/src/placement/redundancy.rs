@@ -20,8 +20,6 @@ pub struct View {
     pub counting: Vec<Place>,
     /// Nodes that can be read from and written to now.
     pub alive: BTreeSet<NodeId>,
-    /// Replicas of each chunk while there are enough nodes.
-    pub wanted: usize,
 }
 
 /// What a chunk needs.
@@ -51,10 +49,10 @@ pub struct Transfer {
 }
 
 impl View {
-    /// What the chunk needs for its safety.
-    pub fn need(&self, chunk: ChunkId, replicas: &[NodeId]) -> Need {
+    /// What the chunk needs for its safety. `wanted`: its replicas, while there are enough nodes.
+    pub fn need(&self, chunk: ChunkId, replicas: &[NodeId], wanted: usize) -> Need {
         let holders = self.holders(replicas);
-        let wanted = self.wanted.min(self.counting.len());
+        let wanted = wanted.min(self.counting.len());
         let count = wanted.saturating_sub(holders.len());
         if count == 0 {
             return Need::Nothing;
@@ -70,13 +68,13 @@ impl View {
 
     /// What the chunk needs to be where its id wants it, its safety first. Nothing is moved while a
     /// holder is away: it may be about to come back, or about to be given up.
-    pub fn need_in_place(&self, chunk: ChunkId, replicas: &[NodeId]) -> Need {
-        let need = self.need(chunk, replicas);
+    pub fn need_in_place(&self, chunk: ChunkId, replicas: &[NodeId], wanted: usize) -> Need {
+        let need = self.need(chunk, replicas, wanted);
         if need != Need::Nothing || !replicas.iter().all(|node| self.alive.contains(node)) {
             return need;
         }
         let order = place(chunk, &self.counting, self.counting.len());
-        let best = &order[..self.wanted.min(order.len())];
+        let best = &order[..wanted.min(order.len())];
         let to = self.living(best.iter().filter(|node| !replicas.contains(node)));
         if to.is_empty() {
             return Need::Nothing;
@@ -130,12 +128,11 @@ mod tests {
         list.iter().copied().map(NodeId).collect()
     }
 
-    fn view(counting: &[u64], alive: &[u64], wanted: usize) -> View {
+    fn view(counting: &[u64], alive: &[u64]) -> View {
         let place = |node: &u64| Place { node: NodeId(*node), weight: 1 };
         View {
             counting: counting.iter().map(place).collect(),
             alive: nodes(alive).into_iter().collect(),
-            wanted,
         }
     }
 
@@ -162,18 +159,18 @@ mod tests {
     fn who_lacks_what() {
         let all = [1, 2, 3, 4, 5];
         let cases = [
-            ("whole", view(&all, &all, 3), vec![1, 2, 3]),
-            ("one away for a moment", view(&all, &[1, 2, 4, 5], 3), vec![1, 2, 3]),
-            ("one lost", view(&[1, 2, 4, 5], &[1, 2, 4, 5], 3), vec![1, 2, 3]),
-            ("two lost", view(&[1, 4, 5], &[1, 4, 5], 3), vec![1, 2, 3]),
-            ("all lost", view(&[4, 5], &[4, 5], 3), vec![1, 2, 3]),
-            ("one lost, one away", view(&[2, 3, 4, 5], &[3, 4, 5], 3), vec![1, 2, 3]),
-            ("fewer nodes than wanted", view(&[1, 2], &[1, 2], 3), vec![1, 2]),
-            ("a straggler", view(&[1, 2, 3], &[1, 2, 3], 3), vec![1, 3]),
+            ("whole", view(&all, &all), vec![1, 2, 3]),
+            ("one away for a moment", view(&all, &[1, 2, 4, 5]), vec![1, 2, 3]),
+            ("one lost", view(&[1, 2, 4, 5], &[1, 2, 4, 5]), vec![1, 2, 3]),
+            ("two lost", view(&[1, 4, 5], &[1, 4, 5]), vec![1, 2, 3]),
+            ("all lost", view(&[4, 5], &[4, 5]), vec![1, 2, 3]),
+            ("one lost, one away", view(&[2, 3, 4, 5], &[3, 4, 5]), vec![1, 2, 3]),
+            ("fewer nodes than wanted", view(&[1, 2], &[1, 2]), vec![1, 2]),
+            ("a straggler", view(&[1, 2, 3], &[1, 2, 3]), vec![1, 3]),
         ];
         let lines: Vec<String> = cases
             .iter()
-            .map(|(what, view, on)| format!("{what}: {}", told(&view.need(id(1), &nodes(on)))))
+            .map(|(what, view, on)| format!("{what}: {}", told(&view.need(id(1), &nodes(on), 3))))
             .collect();
         expect![[r#"
             whole: nothing
@@ -191,13 +188,13 @@ mod tests {
     #[test]
     fn moving_never_lowers_the_number_of_replicas_and_ends() {
         for seq in 0..300 {
-            let old = view(&[1, 2, 3], &[1, 2, 3], 3);
+            let old = view(&[1, 2, 3], &[1, 2, 3]);
             let mut on: BTreeSet<NodeId> = place(id(seq), &old.counting, 3).into_iter().collect();
-            let new = view(&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5], 3);
+            let new = view(&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5]);
             let mut steps = 0;
             loop {
                 let now: Vec<NodeId> = on.iter().copied().collect();
-                let Need::Move(transfer) = new.need_in_place(id(seq), &now) else { break };
+                let Need::Move(transfer) = new.need_in_place(id(seq), &now, 3) else { break };
                 // One at a time: an interrupted move is as good as a whole one.
                 let after = transfer.result(&transfer.to[..1]);
                 assert_eq!(after.len(), 3);
@@ -213,20 +210,40 @@ mod tests {
 
     #[test]
     fn nothing_moves_while_a_holder_is_away_and_nothing_moves_to_the_dead() {
-        let away = view(&[1, 2, 3, 4, 5], &[1, 2, 4, 5], 3);
-        let dead = view(&[1, 2, 3, 4, 5], &[1, 2, 3], 3);
+        let away = view(&[1, 2, 3, 4, 5], &[1, 2, 4, 5]);
+        let dead = view(&[1, 2, 3, 4, 5], &[1, 2, 3]);
         for seq in 0..100 {
-            assert_eq!(away.need_in_place(id(seq), &nodes(&[1, 2, 3])), Need::Nothing);
-            assert_eq!(dead.need_in_place(id(seq), &nodes(&[1, 2, 3])), Need::Nothing);
+            assert_eq!(away.need_in_place(id(seq), &nodes(&[1, 2, 3]), 3), Need::Nothing);
+            assert_eq!(dead.need_in_place(id(seq), &nodes(&[1, 2, 3]), 3), Need::Nothing);
+        }
+    }
+
+    #[test]
+    fn each_chunk_has_a_number_of_replicas_of_its_own() {
+        let view = view(&[1, 2, 3], &[1, 2, 3]);
+        let order = place(id(1), &view.counting, 3);
+        let counts = |wanted| match view.need(id(1), &order[..2], wanted) {
+            Need::Nothing => 0,
+            Need::Copies(transfer) => transfer.count,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([1, 2, 3, 7].map(counts), [0, 0, 1, 1]);
+        // What was made for a larger number stays.
+        for replicas in [&order[..2], &order[1..]] {
+            match view.need_in_place(id(1), replicas, 1) {
+                Need::Nothing => assert_eq!(replicas[0], order[0]),
+                Need::Move(transfer) => assert_eq!(transfer.result(&transfer.to).len(), 2),
+                other => panic!("{other:?}"),
+            }
         }
     }
 
     #[test]
     fn the_work_is_shared() {
-        let view = view(&[1, 2, 3, 4], &[1, 2, 3, 4], 3);
+        let view = view(&[1, 2, 3, 4], &[1, 2, 3, 4]);
         let mut counts = [0; 5];
         for seq in 0..3000 {
-            let Need::Copies(transfer) = view.need(id(seq), &nodes(&[1, 2])) else { panic!() };
+            let Need::Copies(transfer) = view.need(id(seq), &nodes(&[1, 2]), 3) else { panic!() };
             counts[transfer.worker().unwrap().0 as usize] += 1;
         }
         assert!((1300..1700).contains(&counts[1]), "{counts:?}");

@@ -37,6 +37,7 @@ impl Tree {
         faults.extend(self.chunks.faults(&used));
         faults.extend(self.locks.faults());
         self.check_sums(&mut faults);
+        self.check_volumes(&mut faults);
         faults
     }
 
@@ -52,6 +53,9 @@ impl Tree {
                     Err(_) => faults.push(format!("{ino}: {shown} leads to a missing inode")),
                     Ok(target) if target.kind() != entry.kind => {
                         faults.push(format!("{ino}: {shown} has the wrong kind"));
+                    }
+                    Ok(target) if !self.may_be_named(inode, entry.ino, target) => {
+                        faults.push(format!("{ino}: {shown} is in another volume"));
                     }
                     Ok(_) => {}
                 }
@@ -172,7 +176,11 @@ impl Tree {
                 let Some(source) = extent.source else { continue };
                 let used = used.entry(source.chunk).or_default();
                 *used = used.saturating_add(extent.length);
-                let length = self.chunks.get(source.chunk).map_or(CHUNK_SIZE_MAX, |c| c.length);
+                let chunk = self.chunks.get(source.chunk);
+                if chunk.is_some_and(|chunk| chunk.volume != inode.volume) {
+                    faults.push(format!("{ino}: takes bytes from a chunk of another volume"));
+                }
+                let length = chunk.map_or(CHUNK_SIZE_MAX, |c| c.length);
                 if u64::from(source.offset) + extent.length > u64::from(length) {
                     faults.push(format!("{ino}: extent at {} leaves its chunk", extent.offset));
                 }

@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use unum_proto::ids::{ChunkId, NodeId};
+use unum_proto::ids::{ChunkId, NodeId, VolumeId};
 use unum_proto::tree::{NewChunk, SetReplicas};
 
 use super::error::TreeError;
@@ -22,6 +22,8 @@ pub type Hash = [u8; 32];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
+    /// That of all inodes that take bytes from it.
+    pub volume: VolumeId,
     pub length: u32,
     pub hash: Hash,
     /// Sorted, without repetition.
@@ -31,14 +33,14 @@ pub struct Chunk {
 
 impl Chunk {
     /// What a message says of a chunk, checked.
-    pub fn from_proto(chunk: &NewChunk) -> Result<(ChunkId, Self), TreeError> {
+    pub fn from_proto(volume: VolumeId, chunk: &NewChunk) -> Result<(ChunkId, Self), TreeError> {
         let id = chunk.id.ok_or(TreeError::Invalid)?.into();
         if chunk.length == 0 || chunk.length > CHUNK_SIZE_MAX {
             return Err(TreeError::Invalid);
         }
         let hash = chunk.hash.as_ref().try_into().map_err(|_| TreeError::Invalid)?;
         let replicas = valid_replicas(&chunk.replicas)?;
-        Ok((id, Self { length: chunk.length, hash, replicas, live: 0 }))
+        Ok((id, Self { volume, length: chunk.length, hash, replicas, live: 0 }))
     }
 
     pub fn to_proto(&self, id: ChunkId) -> NewChunk {
@@ -92,20 +94,23 @@ impl ChunkTable {
         self.chunks.range((from, Bound::Unbounded)).map(|(&id, chunk)| (id, chunk))
     }
 
-    /// Looks at `scan_max` chunks after `after` and returns those with fewer than `wanted` replicas
-    /// (or than there are live nodes, if these are fewer).
+    /// Looks at `scan_max` chunks after `after` and returns those with fewer replicas than are `wanted`
+    /// of them (or than there are live nodes, if these are fewer).
     pub fn lacking(
         &self,
         live: &BTreeSet<NodeId>,
-        wanted: usize,
+        wanted: impl Fn(&Chunk) -> usize,
         after: Option<ChunkId>,
         scan_max: usize,
     ) -> Walk<Lacking> {
-        let wanted = wanted.min(live.len());
         self.walk(after, scan_max, |id, chunk| {
             let alive: Vec<NodeId> =
                 chunk.replicas.iter().copied().filter(|node| live.contains(node)).collect();
-            (alive.len() < wanted).then(|| Lacking { id, chunk: chunk.clone(), live: alive })
+            (alive.len() < wanted(chunk).min(live.len())).then(|| Lacking {
+                id,
+                chunk: chunk.clone(),
+                live: alive,
+            })
         })
     }
 
@@ -147,7 +152,7 @@ impl ChunkTable {
     /// Chunks that were written down here first are now where these messages say.
     pub(super) fn adopt_places(&mut self, chunks: &[NewChunk]) {
         for chunk in chunks {
-            let Ok((id, placed)) = Chunk::from_proto(chunk) else { continue };
+            let Ok((id, placed)) = Chunk::from_proto(VolumeId(0), chunk) else { continue };
             if let Some(chunk) = self.chunks.get_mut(&id) {
                 chunk.replicas = placed.replicas;
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unum_proto::ids::{ChunkId, Ino};
+use unum_proto::ids::{ChunkId, Ino, VolumeId};
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{self as proto, Fallocate, FallocateMode, Write, Written};
 
@@ -11,6 +11,7 @@ use super::chunks::Chunk;
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap, Source};
 use super::inode::{Body, Inode};
+use super::volumes::{growth, holes};
 use crate::limits::{
     ALLOCATED_MAX, CHUNKS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, RESERVED_BYTES_MAX,
     RESERVED_MAX, WRITE_EXTENTS_MAX,
@@ -79,7 +80,7 @@ impl Tree {
         }
         let base = if command.append { inode.length } else { 0 };
         let length = inode.length;
-        let chunks = self.new_chunks(command)?;
+        let chunks = self.new_chunks(inode.volume, command)?;
         let extents = self.written_extents(inode, base, command, &chunks)?;
         let end = extents.iter().map(Extent::end).max().unwrap_or(0);
         if command.relayout && end > length {
@@ -91,6 +92,8 @@ impl Tree {
             return Err(TreeError::NoSpace);
         }
         self.room_for_bytes(extents.iter().map(|extent| extent.length))?;
+        let map = self.inode(ino)?.extents()?;
+        self.quota_for_bytes(ino, || growth(map, &extents))?;
 
         let fresh: Vec<ChunkId> = chunks.keys().copied().collect();
         for (id, chunk) in chunks {
@@ -111,7 +114,11 @@ impl Tree {
         Ok(Outcome::Written(Written { base, attributes: Some(self.attributes(ino)?) }))
     }
 
-    fn new_chunks(&self, command: &Write) -> Result<BTreeMap<ChunkId, Chunk>, TreeError> {
+    fn new_chunks(
+        &self,
+        volume: VolumeId,
+        command: &Write,
+    ) -> Result<BTreeMap<ChunkId, Chunk>, TreeError> {
         if command.chunks.len() > WRITE_EXTENTS_MAX {
             return Err(TreeError::Invalid);
         }
@@ -121,7 +128,7 @@ impl Tree {
         }
         let mut chunks = BTreeMap::new();
         for chunk in &command.chunks {
-            let (id, chunk) = Chunk::from_proto(chunk)?;
+            let (id, chunk) = Chunk::from_proto(volume, chunk)?;
             if self.chunks.get(id).is_some() || chunks.insert(id, chunk).is_some() {
                 return Err(TreeError::Invalid);
             }
@@ -190,6 +197,9 @@ impl Tree {
             return Err(TreeError::NoSpace);
         }
         self.room_for_bytes(added.iter().map(|&(_, length)| length))?;
+        if mode != FallocateMode::PunchHole {
+            self.quota_for_bytes(ino, || holes(extents, start, end))?;
+        }
         let keep_size = command.keep_size || mode == FallocateMode::PunchHole;
         let grows = !keep_size && end > inode.length;
 
@@ -270,13 +280,19 @@ impl Tree {
         ino: Ino,
         change: impl FnOnce(&mut ExtentMap),
     ) -> Result<(), TreeError> {
-        let Body::Regular(map) = &mut self.inode_mut(ino)?.body else {
+        let inode = self.inode_mut(ino)?;
+        let volume = inode.volume;
+        let Body::Regular(map) = &mut inode.body else {
             return Err(TreeError::Invalid);
         };
         let before = map.allocated();
         change(map);
         let after = map.allocated();
         self.allocated = self.allocated + after - before;
+        match after >= before {
+            true => self.volumes.add_bytes(volume, after - before),
+            false => self.volumes.take_bytes(volume, before - after),
+        }
         Ok(())
     }
 

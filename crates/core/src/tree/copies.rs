@@ -13,6 +13,7 @@ use super::Tree;
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap};
 use super::inode::Body;
+use super::volumes::growth;
 use crate::limits::{COPY_EXTENTS_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX};
 use crate::time::Time;
 
@@ -24,6 +25,8 @@ impl Tree {
         command: &CopyRange,
     ) -> Result<Outcome, TreeError> {
         let to = Ino(command.to);
+        // A chunk has the replicas of one volume.
+        self.refuse_crossing(Ino(command.from), to)?;
         let source = self.inode(Ino(command.from))?;
         let target = self.inode(to)?;
         let present = target.extents()?.len();
@@ -38,6 +41,8 @@ impl Tree {
                 return Err(TreeError::NoSpace);
             }
             self.room_for_bytes(extents.iter().map(|extent| extent.length))?;
+            let map = target.extents()?;
+            self.quota_for_bytes(to, || growth(map, &extents))?;
 
             let end = command.to_offset + length;
             self.cut(to, command.to_offset, end)?;

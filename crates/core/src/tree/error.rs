@@ -54,4 +54,8 @@ tree_errors! {
     /// Ask the holder of the write lease to give it back.
     Held "another node is changing this and has not given it back"
     BeyondEnd "the offset is behind the end of the file or of its data"
+    /// Remove files of the volume, or raise its limit.
+    QuotaExceeded "the limit of the volume is reached: remove files, or have root raise it with `unum volume set`"
+    /// Copy it, and remove the original.
+    CrossesVolumes "the two are in different volumes: copy the file and remove the original"
 }

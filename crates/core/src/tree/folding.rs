@@ -20,6 +20,7 @@ use super::chunks::Chunk;
 use super::error::TreeError;
 use super::extents::{Extent, Source};
 use super::local::Pending;
+use super::volumes::ROOT_VOLUME;
 use crate::limits::WRITE_EXTENTS_MAX;
 
 /// A write that has the bytes of others.
@@ -211,7 +212,9 @@ impl Tree {
         sharers: &BTreeSet<Ino>,
     ) -> Result<(), TreeError> {
         let [new] = new else { return Err(TreeError::Invalid) };
-        let (id, chunk) = Chunk::from_proto(new)?;
+        // Those of which nothing is left do not tell; if that is all, neither will be left of this one.
+        let volume = parts.iter().find_map(|part| Some(self.chunks.get(part.chunk)?.volume));
+        let (id, chunk) = Chunk::from_proto(volume.unwrap_or(ROOT_VOLUME), new)?;
         if u64::from(chunk.length) != parts.iter().map(|part| part.length).sum::<u64>() {
             return Err(TreeError::Invalid);
         }

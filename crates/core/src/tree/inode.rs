@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use unum_proto::ids::{Ino, LeaseId};
+use unum_proto::ids::{Ino, LeaseId, VolumeId};
 use unum_proto::tree::{Attributes, FileKind, Timestamp};
 
 use super::acl::{self, Acl};
 use super::directory::Directory;
 use super::error::TreeError;
 use super::extents::ExtentMap;
+use super::volumes::ROOT_VOLUME;
 use crate::time::{NANOS_PER_SEC, Time};
 
 pub const MODE_MASK: u32 = 0o7777;
@@ -99,6 +100,8 @@ pub struct Inode {
     pub lease: LeaseId,
     /// Each change is durable before its call returns.
     pub strict: bool,
+    /// Where it was made; never another.
+    pub volume: VolumeId,
 }
 
 impl Inode {
@@ -121,6 +124,7 @@ impl Inode {
             linkable: false,
             lease: LeaseId(0),
             strict: false,
+            volume: ROOT_VOLUME,
         }
     }
 

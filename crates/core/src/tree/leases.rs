@@ -96,6 +96,7 @@ impl Tree {
             Command::SetXattr(set) => vec![Ino(set.ino)],
             Command::RemoveXattr(remove) => vec![Ino(remove.ino)],
             Command::CreateUnnamed(create) => vec![Ino(create.parent)],
+            Command::CreateVolume(create) => named(create.parent, &create.name).collect(),
             Command::SetReplicas(_)
             | Command::Hold(_)
             | Command::Release(_)
@@ -107,7 +108,8 @@ impl Tree {
             | Command::ReleaseOwner(_)
             | Command::AcquireLease(_)
             | Command::ReleaseLease(_)
-            | Command::Drain(_) => return None,
+            | Command::Drain(_)
+            | Command::SetVolume(_) => return None,
         })
     }
 

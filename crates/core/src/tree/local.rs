@@ -14,7 +14,9 @@ use std::collections::{BTreeSet, VecDeque};
 use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
-use unum_proto::tree::{Drain, Drained, Leased, LoggedChange, TreeCommand, TreeReply, Write};
+use unum_proto::tree::{
+    Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply, Write,
+};
 
 use super::folding::Unfolding;
 use super::{Tree, outcome};
@@ -236,9 +238,12 @@ impl Local {
     fn rebuild(&mut self, confirmed: &Tree) {
         self.tree = confirmed.clone();
         self.tree.record(false);
+        // They were promised room when they were made.
+        self.tree.reserved = true;
         for change in &self.pending {
             self.tree.apply(change.time, self.node, &change.command);
         }
+        self.tree.reserved = false;
         self.tree.take_changes();
     }
 }
@@ -258,11 +263,24 @@ impl Tree {
     /// Whether a lease on all that the command touches would do.
     pub fn may_be_unheard(&self, command: &Command) -> bool {
         let once = match command {
-            Command::Write(write) => write.relayout,
-            Command::CreateUnnamed(_) => true,
+            Command::Write(write) => write.relayout || self.takes_unbounded_room(write),
+            Command::CreateUnnamed(_) | Command::CreateVolume(_) => true,
+            Command::CopyRange(copy) => self.limits_bytes(Ino(copy.to)),
+            // How much waits to be drained is bounded for what comes with contents only.
+            Command::Fallocate(fallocate) => {
+                fallocate.mode != FallocateMode::PunchHole as i32
+                    && self.limits_bytes(Ino(fallocate.ino))
+            }
             _ => false,
         };
         !once && self.is_confined(command)
+    }
+
+    /// Whether a write may allocate more than it brings along, in a volume with a limit.
+    fn takes_unbounded_room(&self, write: &Write) -> bool {
+        let brought: u64 = write.chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        let lengths = write.extents.iter().map(|extent| extent.length);
+        lengths.fold(0, u64::saturating_add) > brought && self.limits_bytes(Ino(write.ino))
     }
 
     /// Executes again here what succeeded on the confirmed tree.

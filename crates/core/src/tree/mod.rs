@@ -60,6 +60,7 @@ mod orphans;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -82,6 +83,7 @@ pub use inode::{Inode, Kind};
 pub use leases::WriteLease;
 pub use local::{Executed, Local, Pending, Refusal};
 pub use snapshot::{SnapshotError, TreeLoader};
+pub use volumes::{ROOT_VOLUME, Volume};
 
 use crate::limits;
 use crate::time::Time;
@@ -92,6 +94,7 @@ use inode::Body;
 use leases::WriteLeases;
 use locks::Locks;
 use orphans::Orphans;
+use volumes::Volumes;
 
 /// The root directory's inode.
 pub const ROOT: Ino = Ino(1);
@@ -106,6 +109,7 @@ pub struct Tree {
     /// Bytes that all inodes have allocated.
     allocated: u64,
     leases: WriteLeases,
+    volumes: Volumes,
     /// What is applied now was promised room before.
     reserved: bool,
     /// Commands, for the local view of a node with pending changes. No part of what a snapshot holds.
@@ -149,11 +153,13 @@ impl Tree {
     pub fn new() -> Self {
         let body = Body::Directory(Directory::new(ROOT));
         let root = Inode::new(Time::ZERO, 0o755, 0, 0, body);
-        Self {
+        let mut tree = Self {
             inodes: OrdMap::unit(ROOT, Arc::new(root)),
             next_ino: Ino(ROOT.0 + 1),
             ..Self::bare()
-        }
+        };
+        tree.volumes.add_inode(ROOT_VOLUME);
+        tree
     }
 
     fn bare() -> Self {
@@ -165,6 +171,7 @@ impl Tree {
             locks: Locks::default(),
             allocated: 0,
             leases: WriteLeases::default(),
+            volumes: Volumes::default(),
             reserved: false,
             executed: None,
             changes: Changes::default(),
@@ -238,6 +245,8 @@ impl Tree {
             Command::AcquireLease(acquire) => self.acquire_lease(now, node, acquire),
             Command::ReleaseLease(release) => self.release_lease(node, release).map(|()| done()),
             Command::Drain(drain) => self.drain(node, drain, granted),
+            Command::CreateVolume(create) => self.create_volume(now, create),
+            Command::SetVolume(set) => self.set_volume(set).map(|()| done()),
         }
     }
 
@@ -346,15 +355,16 @@ impl Tree {
         self.chunks.on_node(node, after, scan_max)
     }
 
-    /// Looks at `scan_max` chunks after `after` for those with fewer live replicas than `wanted`,
-    /// or than there are live nodes, if these are fewer.
+    /// Looks at `scan_max` chunks after `after` for those with fewer live replicas than their volume wants
+    /// (`usual` where it has no number of its own), or than there are live nodes, if these are fewer.
     pub fn chunks_lacking(
         &self,
         live: &BTreeSet<NodeId>,
-        wanted: usize,
+        usual: usize,
         after: Option<ChunkId>,
         scan_max: usize,
     ) -> Walk<Lacking> {
+        let wanted = |chunk: &Chunk| self.wanted_in(chunk.volume, usual);
         self.chunks.lacking(live, wanted, after, scan_max)
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use unum_proto::ids::{Ino, NodeId};
+use unum_proto::ids::{Ino, NodeId, VolumeId};
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Create, CreateUnnamed, Link, Rename, Rmdir, Unlink};
 
@@ -33,15 +33,15 @@ impl Tree {
         let body = new_body(kind, parent, command)?;
         valid_owner(command.uid, command.gid)?;
         self.room_for_inode()?;
+        self.quota_for_inode(parent)?;
         let (mode, xattrs) = self.born_with(parent, kind, command.mode, command.umask)?;
         let (mode, gid) = self.inherited(parent, kind, mode, command.gid)?;
-        let inode = Inode {
-            xattrs,
-            strict: self.inode(parent)?.strict,
-            ..Inode::new(now, mode, command.uid, gid, body)
-        };
+        let (strict, volume) = self.class_and_volume(parent)?;
+        let inode =
+            Inode { xattrs, strict, volume, ..Inode::new(now, mode, command.uid, gid, body) };
         let ino = self.number(parent, command)?;
         self.inodes.insert(ino, Arc::new(inode));
+        self.volumes.add_inode(volume);
         self.cover_newborn(parent, ino);
         self.add_name(now, parent, name, ino, kind);
         self.inode_reply(ino, true)
@@ -73,22 +73,31 @@ impl Tree {
             return Err(TreeError::Invalid);
         }
         self.room_for_inode()?;
+        self.quota_for_inode(parent)?;
         let (mode, xattrs) = self.born_with(parent, Kind::Regular, command.mode, command.umask)?;
         let (mode, gid) = self.inherited(parent, Kind::Regular, mode, command.gid)?;
+        let (strict, volume) = self.class_and_volume(parent)?;
         let body = Body::Regular(ExtentMap::default());
         let inode = Inode {
             nlink: 0,
             xattrs,
             linkable: command.linkable,
-            strict: self.inode(parent)?.strict,
+            strict,
+            volume,
             ..Inode::new(now, mode, command.uid, gid, body)
         };
         let ino = self.next_ino;
         self.next_ino = Ino(ino.0 + 1);
         self.inodes.insert(ino, Arc::new(inode));
+        self.volumes.add_inode(volume);
         self.orphans.add(now, ino);
         self.orphans.hold(node, ino);
         self.inode_reply(ino, true)
+    }
+
+    /// What is made in a directory has both from it.
+    fn class_and_volume(&self, parent: Ino) -> Result<(bool, VolumeId), TreeError> {
+        self.inode(parent).map(|directory| (directory.strict, directory.volume))
     }
 
     /// Mode and access control lists of something new: by the parent's default list, or else by the umask.
@@ -119,7 +128,7 @@ impl Tree {
 
     /// Mode and group below a directory: with set-group-ID it passes on its group, and the bit to
     /// its subdirectories.
-    fn inherited(
+    pub(super) fn inherited(
         &self,
         parent: Ino,
         kind: Kind,
@@ -151,6 +160,7 @@ impl Tree {
         if self.directory(parent)?.get(name).is_some() {
             return Err(TreeError::Exists);
         }
+        self.refuse_crossing(ino, parent)?;
         let inode = self.inode_mut(ino)?;
         inode.nlink += 1;
         inode.linkable = false;
@@ -188,6 +198,7 @@ impl Tree {
         let (no_replace, exchange) = rename_flags(command.flags)?;
         let source = self.entry(from, &command.name)?;
         let target = self.directory(to)?.get(new_name);
+        self.refuse_crossing(from, to)?;
         if no_replace && target.is_some() {
             return Err(TreeError::Exists);
         }
@@ -274,7 +285,7 @@ impl Tree {
     }
 
     /// From here on nothing fails: the callers have looked everything up.
-    fn add_name(&mut self, now: Time, parent: Ino, name: &[u8], ino: Ino, kind: Kind) {
+    pub(super) fn add_name(&mut self, now: Time, parent: Ino, name: &[u8], ino: Ino, kind: Kind) {
         self.changes.name(parent, name);
         self.change_directory(now, parent, 0, links(kind), |directory| {
             directory.insert(name, ino, kind);

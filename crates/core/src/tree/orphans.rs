@@ -162,6 +162,7 @@ impl Tree {
         self.orphans.remove(ino);
         let Some(inode) = self.inodes.remove(&ino) else { return };
         self.allocated -= inode.allocated();
+        self.volumes.remove_inode(inode.volume, inode.allocated());
         if let Body::Regular(extents) = &inode.body {
             let removed: Vec<_> = extents.iter().collect();
             self.release_extents(&removed);

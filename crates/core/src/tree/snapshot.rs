@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use unum_proto::ids::{Ino, LeaseId, NodeId};
+use unum_proto::ids::{Ino, LeaseId, NodeId, VolumeId};
 use unum_proto::tree::tree_record::Record;
 use unum_proto::tree::{
     Attributes, ChunkRecord, ChunksRecord, EndRecord, EntriesRecord, EntryRecord, ExtentsRecord,
@@ -54,12 +54,14 @@ impl Tree {
         let entries = self.inodes.iter().flat_map(|(&ino, inode)| entry_records(ino, inode));
         let chunks = batches(self.chunks.iter_after(None), |(id, chunk)| ChunkRecord {
             chunk: Some(chunk.to_proto(id)),
+            volume: chunk.volume.0,
         });
         let chunks = chunks.map(|chunks| Record::Chunks(ChunksRecord { chunks }));
         let extents = self.inodes.iter().flat_map(|(&ino, inode)| extent_records(ino, inode));
         let orphans = self.orphan_records();
         let locks = self.locks.iter().flat_map(|(ino, locks)| lock_records(ino, locks));
         let body = head
+            .chain(self.volume_records())
             .chain(inodes)
             .chain(entries)
             .chain(chunks)
@@ -77,6 +79,7 @@ impl Tree {
             lock_version: self.locks.version(),
             next_orphan: self.orphans.next_sequence,
             next_lease: self.leases.next.0,
+            next_volume: self.volumes.next.0,
         }
     }
 
@@ -151,6 +154,7 @@ fn inode_record(ino: Ino, inode: &Inode) -> Record {
         linkable: inode.linkable,
         lease: inode.lease.0,
         strict: inode.strict,
+        volume: inode.volume.0,
     })
 }
 
@@ -239,6 +243,7 @@ impl TreeLoader {
     fn put(&mut self, record: &Record) -> Result<(), TreeError> {
         match record {
             Record::Header(header) => self.put_header(header),
+            Record::Volume(volume) => self.tree.restore_volume(volume),
             Record::Inode(inode) => self.put_inode(inode),
             Record::Entries(entries) => self.put_entries(entries),
             Record::Chunks(chunks) => self.put_chunks(chunks),
@@ -262,13 +267,17 @@ impl TreeLoader {
         self.tree.locks.restore_version(header.lock_version);
         self.tree.orphans.next_sequence = header.next_orphan;
         self.tree.leases.next = LeaseId(header.next_lease.max(1));
+        let volumes = &mut self.tree.volumes;
+        volumes.next = volumes.next.max(VolumeId(header.next_volume));
         Ok(())
     }
 
     fn put_inode(&mut self, record: &InodeRecord) -> Result<(), TreeError> {
         let attributes = record.attributes.as_ref().ok_or(TreeError::Invalid)?;
         let ino = Ino(attributes.ino);
-        let inode = restored_inode(attributes, record)?;
+        let volume = self.tree.restored_volume(record.volume)?;
+        let inode = restored_inode(attributes, record, volume)?;
+        self.tree.volumes.add_inode(volume);
         match self.tree.inodes.insert(ino, Arc::new(inode)) {
             None => Ok(()),
             Some(_) => Err(TreeError::Exists),
@@ -293,7 +302,8 @@ impl TreeLoader {
     fn put_chunks(&mut self, record: &ChunksRecord) -> Result<(), TreeError> {
         for chunk in &record.chunks {
             let proto = chunk.chunk.as_ref().ok_or(TreeError::Invalid)?;
-            let (id, chunk) = Chunk::from_proto(proto)?;
+            let volume = self.tree.restored_volume(chunk.volume)?;
+            let (id, chunk) = Chunk::from_proto(volume, proto)?;
             if self.tree.chunks.get(id).is_some() {
                 return Err(TreeError::Exists);
             }
@@ -319,7 +329,9 @@ impl TreeLoader {
     }
 
     fn put_extent(&mut self, ino: Ino, extent: Extent) -> Result<(), TreeError> {
-        let Body::Regular(map) = &mut self.tree.inode_mut(ino)?.body else {
+        let inode = self.tree.inode_mut(ino)?;
+        let volume = inode.volume;
+        let Body::Regular(map) = &mut inode.body else {
             return Err(TreeError::Invalid);
         };
         if map.overlapping(extent.offset, extent.end()).next().is_some() {
@@ -327,6 +339,7 @@ impl TreeLoader {
         }
         map.insert(extent);
         self.tree.allocated = self.tree.allocated.saturating_add(extent.length);
+        self.tree.volumes.add_bytes(volume, extent.length);
         Ok(())
     }
 
@@ -368,7 +381,11 @@ fn restored_lock(raw: &unum_proto::tree::HeldLock) -> Result<HeldLock, TreeError
     HeldLock::from_proto(NodeId(raw.node), raw.range.as_ref(), raw.exclusive, raw.pid)
 }
 
-fn restored_inode(attributes: &Attributes, record: &InodeRecord) -> Result<Inode, TreeError> {
+fn restored_inode(
+    attributes: &Attributes,
+    record: &InodeRecord,
+    volume: VolumeId,
+) -> Result<Inode, TreeError> {
     let time = |time: Option<_>| valid_timestamp(time.ok_or(TreeError::Invalid)?);
     let body = match Kind::from_proto(attributes.kind)? {
         Kind::Regular => Body::Regular(ExtentMap::default()),
@@ -405,6 +422,7 @@ fn restored_inode(attributes: &Attributes, record: &InodeRecord) -> Result<Inode
         linkable: record.linkable,
         lease: LeaseId(record.lease),
         strict: record.strict,
+        volume,
     })
 }
 

@@ -33,6 +33,16 @@ impl Access {
         )))
     }
 
+    /// For what root alone may do to files. `what` as above.
+    pub fn require_root(&self, caller: &Caller, what: &str) -> Result<(), Status> {
+        match caller.uid {
+            0 => Ok(()),
+            uid => Err(Status::denied(format!(
+                "user {uid} may not {what}: only root may; try again with sudo"
+            ))),
+        }
+    }
+
     fn in_group(&self, caller: &Caller) -> bool {
         let Some((_, Some(group))) = &self.group else { return false };
         caller.gid == *group || caller.groups.contains(group)
@@ -66,6 +76,8 @@ mod tests {
             "user 1000 may not remove a node: only root or a member of the group `ops` may; \
              try again with sudo"
         );
+        assert!(access.require_root(&user(0, &[]), "set it").is_ok());
+        assert!(access.require_root(&user(1000, &[27]), "set it").is_err());
         let nobody = Access { group: Some(("nosuch".into(), None)) };
         assert!(nobody.require_admin(&user(1000, &[0]), "x").is_err());
     }

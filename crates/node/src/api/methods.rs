@@ -18,4 +18,7 @@ unum_net::methods! {
     pub ValuePut = "admin.value-put", Control, ValuePutRequest => ValuePutReply;
     pub ValueList = "admin.value-list", Control, idempotent, ValueListRequest => ValueListReply;
     pub ValueDelete = "admin.value-delete", Control, ValueDeleteRequest => ValueDeleteReply;
+    pub VolumeCreate = "admin.volume-create", Control, VolumeCreateRequest => VolumeCreateReply;
+    pub VolumeSet = "admin.volume-set", Control, VolumeSetRequest => VolumeSetReply;
+    pub VolumeList = "admin.volume-list", Control, idempotent, VolumeListRequest => VolumeListReply;
 }

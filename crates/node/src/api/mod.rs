@@ -11,6 +11,7 @@ pub mod methods;
 pub mod status;
 pub mod tokens;
 pub mod values;
+pub mod volumes;
 
 use crate::cluster::running::Parts;
 use crate::daemon::{Order, Phase, Shared};
@@ -50,6 +51,9 @@ impl Api {
         router = on::<methods::ValuePut, _>(router, &self, values::put);
         router = on::<methods::ValueList, _>(router, &self, values::list);
         router = on::<methods::ValueDelete, _>(router, &self, values::delete);
+        router = on::<methods::VolumeCreate, _>(router, &self, volumes::create);
+        router = on::<methods::VolumeSet, _>(router, &self, volumes::set);
+        router = on::<methods::VolumeList, _>(router, &self, volumes::list);
         router = check::add_to(router, &self);
         let api = self.clone();
         router.merge(processes::routes(move || api.processes()))

@@ -32,17 +32,25 @@ pub async fn hand_over(parts: &Parts, deadline: Instant) -> Result<(), Status> {
     let heirs = Heirs::of(parts);
     let mut after = None;
     loop {
-        let walk = parts.registry.read(|state| state.tree().chunks_on(parts.node, after, SCAN_MAX));
-        let lacking: Vec<(ChunkId, Chunk)> =
-            walk.found.into_iter().filter(|(_, chunk)| heirs.lack(chunk)).collect();
+        let (found, next) = parts.registry.read(|state| {
+            let tree = state.tree();
+            let walk = tree.chunks_on(parts.node, after, SCAN_MAX);
+            let needed =
+                |chunk: &Chunk| heirs.needed(parts.services.replicas.wanted_of(tree, chunk));
+            let found = walk.found.into_iter().map(|(id, chunk)| (needed(&chunk), id, chunk));
+            (found.collect::<Vec<_>>(), walk.next)
+        });
+        let lacking: Vec<(usize, ChunkId, Chunk)> =
+            found.into_iter().filter(|(needed, _, chunk)| heirs.having(chunk) < *needed).collect();
         for batch in lacking.chunks(COPIES_MAX) {
             if Instant::now() >= deadline {
                 return Err(unfinished("it takes longer than expected"));
             }
-            let copies = batch.iter().map(|(id, chunk)| heirs.take(parts, *id, chunk));
+            let copies =
+                batch.iter().map(|(needed, id, chunk)| heirs.take(parts, *needed, *id, chunk));
             join_all(copies).await.into_iter().collect::<Result<(), Status>>()?;
         }
-        match walk.next {
+        match next {
             Some(next) => after = Some(next),
             None => return Ok(()),
         }
@@ -63,8 +71,8 @@ fn unfinished(why: &str) -> Status {
 /// Those who stay.
 struct Heirs {
     living: BTreeSet<NodeId>,
-    /// Of how many of them each chunk must have a copy.
-    needed: usize,
+    /// How many they are, dead ones included.
+    staying: usize,
 }
 
 impl Heirs {
@@ -74,23 +82,29 @@ impl Heirs {
         let staying = parts
             .registry
             .read(|state| state.nodes().members().filter(|member| member.id != parts.node).count());
-        let wanted = parts.services.replicas.factor().min(living.len());
-        Self { living, needed: durable_enough(staying, wanted).max(1) }
+        Self { living, staying }
+    }
+
+    /// Of how many of them a chunk must have a copy that should have so many replicas.
+    fn needed(&self, wanted: usize) -> usize {
+        durable_enough(self.staying, wanted.min(self.living.len())).max(1)
     }
 
     fn having(&self, chunk: &Chunk) -> usize {
         chunk.replicas.iter().filter(|node| self.living.contains(node)).count()
     }
 
-    fn lack(&self, chunk: &Chunk) -> bool {
-        self.having(chunk) < self.needed
-    }
-
-    async fn take(&self, parts: &Parts, id: ChunkId, chunk: &Chunk) -> Result<(), Status> {
+    async fn take(
+        &self,
+        parts: &Parts,
+        needed: usize,
+        id: ChunkId,
+        chunk: &Chunk,
+    ) -> Result<(), Status> {
         let replicas = &parts.services.replicas;
         let deadline = Instant::now() + COPY_TIME_MAX;
         let others = self.in_order(id).into_iter().filter(|node| !chunk.replicas.contains(node));
-        let lacking = self.needed.saturating_sub(self.having(chunk));
+        let lacking = needed.saturating_sub(self.having(chunk));
         let copied = replicas.copy(id, chunk, &chunk.replicas, others, lacking, deadline).await;
         let copied = copied.map_err(|why| unfinished(&why))?;
         if copied.to.len() < lacking {

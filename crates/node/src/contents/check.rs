@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use unum_core::tree::Chunk;
+use unum_core::tree::{Chunk, ROOT_VOLUME};
 use unum_net::{Code, Router, Status};
 use unum_proto::file::{
     CHECK_CHUNKS_MAX, CheckChunks, CheckChunksReply, ChunkFault, FaultKind, UnknownChunk,
@@ -46,7 +46,8 @@ impl Contents {
         }
         let mut faults = Vec::new();
         for named in &request.chunks {
-            let (id, chunk) = Chunk::from_proto(named)
+            // Whose it is does not matter to its bytes.
+            let (id, chunk) = Chunk::from_proto(ROOT_VOLUME, named)
                 .map_err(|error| Status::new(Code::Invalid, error.to_string()))?;
             let Some((kind, what)) = self.fault(id, &chunk, request.deep).await else { continue };
             faults.extend(self.confirm(id, kind, what, request.mend).await?);

@@ -342,12 +342,16 @@ impl Run<'_> {
         let deadline = Instant::now() + COPIES_WAIT;
         while Instant::now() < deadline {
             let view = self.contents.view();
-            let lacks = move |(id, chunk): (ChunkId, &Chunk)| {
-                matches!(view.need(id, &chunk.replicas), Need::Copies(_))
-            };
-            // A copy of the table costs nothing, and no lock is held while it is gone through.
+            // A copy of the tree costs nothing, and no lock is held while it is gone through.
             let tree = self.contents.look(Tree::clone);
-            let Ok(any) = aside(move || tree.chunks_after(None).any(lacks)).await else { return };
+            let replicas = self.contents.parts.replicas.clone();
+            let any = aside(move || {
+                tree.chunks_after(None).any(|(id, chunk)| {
+                    let wanted = replicas.wanted_of(&tree, chunk);
+                    matches!(view.need(id, &chunk.replicas, wanted), Need::Copies(_))
+                })
+            });
+            let Ok(any) = any.await else { return };
             if !any {
                 return;
             }
@@ -367,14 +371,14 @@ impl Run<'_> {
         let view = View { counting, ..view };
         let mut after = None;
         loop {
-            let step: Vec<(ChunkId, Chunk)> = contents.look(|tree| {
-                let chunks = tree.chunks_after(after).take(SCAN_MAX);
-                chunks.map(|(id, chunk)| (id, chunk.clone())).collect()
-            });
-            let next = step.last().map(|(last, _)| *last).filter(|_| step.len() == SCAN_MAX);
+            let step = contents.step(after, SCAN_MAX);
+            let next = step.last().map(|(last, ..)| *last).filter(|_| step.len() == SCAN_MAX);
             let view = &view;
             futures_util::stream::iter(step)
-                .map(|(id, chunk)| async move { self.count_one(view, id, &chunk).await })
+                .map(|(id, chunk, wanted)| async move {
+                    let need = view.need(id, &chunk.replicas, wanted);
+                    self.count_one(need, id, &chunk).await;
+                })
                 .buffer_unordered(COPIES_MAX)
                 .collect::<()>()
                 .await;
@@ -385,8 +389,8 @@ impl Run<'_> {
         }
     }
 
-    async fn count_one(&self, view: &View, id: ChunkId, chunk: &Chunk) {
-        let (kind, what, mended) = match view.need(id, &chunk.replicas) {
+    async fn count_one(&self, need: Need, id: ChunkId, chunk: &Chunk) {
+        let (kind, what, mended) = match need {
             Need::Nothing => match self.is_bad_everywhere(id, chunk) {
                 false => return,
                 true => {

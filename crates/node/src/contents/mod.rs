@@ -164,11 +164,16 @@ impl Contents {
     }
 
     fn view(&self) -> View {
-        View {
-            counting: self.parts.nodes.counting(),
-            alive: self.parts.replicas.alive(),
-            wanted: self.parts.replicas.factor(),
-        }
+        View { counting: self.parts.nodes.counting(), alive: self.parts.replicas.alive() }
+    }
+
+    /// Some chunks behind `after`, each with the number of replicas that it should have.
+    fn step(&self, after: Option<ChunkId>, scan_max: usize) -> Vec<(ChunkId, Chunk, usize)> {
+        let replicas = &self.parts.replicas;
+        self.look(|tree| {
+            let chunks = tree.chunks_after(after).take(scan_max);
+            chunks.map(|(id, c)| (id, c.clone(), replicas.wanted_of(tree, c))).collect()
+        })
     }
 
     /// Whether `chunk` is still what is known of `id`.

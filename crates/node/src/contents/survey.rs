@@ -144,20 +144,17 @@ async fn walk(contents: &Contents, view: &View, in_place: bool) -> (Found, Durat
     let mut after = None;
     loop {
         let start = Instant::now();
-        let step: Vec<(ChunkId, Chunk)> = contents.look(|tree| {
-            let chunks = tree.chunks_after(after).take(SCAN_MAX);
-            chunks.map(|(id, chunk)| (id, chunk.clone())).collect()
-        });
-        for (id, chunk) in &step {
+        let step = contents.step(after, SCAN_MAX);
+        for (id, chunk, wanted) in &step {
             let need = match in_place {
-                true => view.need_in_place(*id, &chunk.replicas),
-                false => view.need(*id, &chunk.replicas),
+                true => view.need_in_place(*id, &chunk.replicas, *wanted),
+                false => view.need(*id, &chunk.replicas, *wanted),
             };
             found.add(own, *id, chunk, need);
         }
         looking += start.elapsed();
         match step.last() {
-            Some((last, _)) if step.len() == SCAN_MAX => after = Some(*last),
+            Some((last, ..)) if step.len() == SCAN_MAX => after = Some(*last),
             _ => return (found, looking),
         }
         tokio::task::yield_now().await;

@@ -142,15 +142,18 @@ impl Call<'_> {
     }
 
     pub(super) async fn statfs(&self) -> Result<StatFs, FileError> {
-        let usage = self.see_own(|tree, _| tree.usage()).await?;
+        let seen =
+            self.see_own(|tree, _| (tree.usage(), tree.volume_of(self.ino).ok().map(|(_, v)| *v)));
+        let (usage, volume) = seen.await?;
         let space = self.files.replicas().store().store().usage().map_err(|_| Errno::IO)?.disk;
-        let free = space.free_bytes / STATFS_BLOCK_SIZE;
+        let room = super::volumes::room(&usage, volume.as_ref(), space.free_bytes);
+        let free = room.free_bytes / STATFS_BLOCK_SIZE;
         Ok(StatFs {
-            blocks: usage.stored.div_ceil(STATFS_BLOCK_SIZE) + free,
+            blocks: room.used_bytes.div_ceil(STATFS_BLOCK_SIZE) + free,
             blocks_free: free,
             blocks_available: free,
-            files: usage.inodes_max,
-            files_free: usage.inodes_max.saturating_sub(usage.inodes),
+            files: room.inodes_max,
+            files_free: room.inodes_max.saturating_sub(room.used_inodes),
             block_size: STATFS_BLOCK_SIZE as u32,
             fragment_size: STATFS_BLOCK_SIZE as u32,
             name_len_max: usage.name_length_max,

@@ -185,6 +185,8 @@ impl Call<'_> {
         drafts: Vec<Draft>,
         shown: Option<[Ino; 2]>,
     ) -> Result<Outcome, FileError> {
+        let wanted = self.look(|tree| self.files.replicas().wanted(tree, self.ino));
+        let drafts = drafts.into_iter().map(|draft| (draft, wanted)).collect();
         let stored = self.files.replicas().write_all(drafts, self.deadline).await?;
         for (chunk, stored) in command.chunks.iter_mut().zip(&stored) {
             chunk.replicas = stored.replicas.iter().map(|node| node.0).collect();

@@ -70,6 +70,8 @@ fn tree_errno(error: TreeError) -> Errno {
         TreeError::TooManyLocks => Errno::NOLCK,
         TreeError::NotPermitted => Errno::PERM,
         TreeError::BeyondEnd => Errno::NXIO,
+        TreeError::QuotaExceeded => Errno::DQUOT,
+        TreeError::CrossesVolumes => Errno::XDEV,
         // Asking the holder took longer than the call may.
         TreeError::Held => Errno::TIMEDOUT,
     }

@@ -15,6 +15,7 @@
 //! - `changelog`: what programs here changed and the registry does not have yet
 //! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
+//! - `volumes`: what root asks of whole volumes
 //! - `upkeep`: orphans, leftover locks, ragged files
 //!
 //! Leaves out on purpose: permission checks (the kernel makes them, `default_permissions`) and
@@ -32,6 +33,7 @@ mod namespace;
 mod operations;
 pub mod replicas;
 mod upkeep;
+mod volumes;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -289,6 +291,24 @@ impl Files {
         }
     }
 
+    /// Asks for the write leases that are in a command's way.
+    async fn reclaim_for(
+        &self,
+        command: &tree_command::Command,
+        deadline: Instant,
+    ) -> Result<(), FileError> {
+        let node = self.parts.node;
+        let held: Vec<(NodeId, Ino)> = self.look_confirmed(|tree| {
+            let touched = tree.touched(command).unwrap_or_default();
+            let holder = |ino| tree.holder_of(ino).filter(|holder| *holder != node);
+            touched.into_iter().filter_map(|ino| Some((holder(ino)?, ino))).collect()
+        });
+        for (holder, ino) in held {
+            self.log.reclaim(holder, &[ino], deadline).await?;
+        }
+        Ok(())
+    }
+
     /// Proposes on behalf of the daemon itself rather than of a kernel call.
     async fn change(
         &self,
@@ -407,16 +427,7 @@ impl Call<'_> {
 
     /// Asks for the write leases that are in a command's way.
     async fn reclaim_for(&self, command: &tree_command::Command) -> Result<(), FileError> {
-        let node = self.files.parts.node;
-        let held: Vec<(NodeId, Ino)> = self.files.look_confirmed(|tree| {
-            let touched = tree.touched(command).unwrap_or_default();
-            let holder = |ino| tree.holder_of(ino).filter(|holder| *holder != node);
-            touched.into_iter().filter_map(|ino| Some((holder(ino)?, ino))).collect()
-        });
-        for (holder, ino) in held {
-            self.files.log.reclaim(holder, &[ino], self.deadline).await?;
-        }
-        Ok(())
+        self.files.reclaim_for(command, self.deadline).await
     }
 
     /// Looks at what is about this call's inode alone.

@@ -271,7 +271,8 @@ async fn lay_out(files: &Files, ino: Ino, start: u64) -> Result<(), FileError> {
     if data.is_empty() {
         return Ok(());
     }
-    let stored = files.replicas().write(data, deadline).await?;
+    let wanted = files.look_confirmed(|tree| files.replicas().wanted(tree, ino));
+    let stored = files.replicas().write(data, wanted, deadline).await?;
     let (extent, chunk) = placed(start, &stored);
     let write = Write {
         ino: ino.0,

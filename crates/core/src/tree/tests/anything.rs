@@ -3,8 +3,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use unum_proto::tree::{
-    CancelWait, ChunkKey, CopyRange, CreateUnnamed, Extent, Hold, Lock, LockRange, NewTime, Reap,
-    Release, ReleaseNode, ReleaseOwner, SetReplicas, Timestamp, Unlock,
+    CancelWait, ChunkKey, CopyRange, CreateUnnamed, CreateVolume, Extent, Hold, Lock, LockRange,
+    NewTime, Reap, Release, ReleaseNode, ReleaseOwner, SetReplicas, SetVolume, Timestamp, Unlock,
+    VolumeSettings,
 };
 
 use super::*;
@@ -81,6 +82,27 @@ fn chunk() -> impl Strategy<Value = NewChunk> {
         hash: vec![1; hash].into(),
         replicas,
     })
+}
+
+fn settings() -> impl Strategy<Value = Option<VolumeSettings>> {
+    use proptest::option::of;
+    let settings = (of(0..9_u32), of(0..60_u64), of(0..6_u64));
+    let settings = settings.prop_map(|(replicas, quota_bytes, quota_inodes)| VolumeSettings {
+        replicas,
+        quota_bytes,
+        quota_inodes,
+    });
+    of(settings)
+}
+
+pub(super) fn volume_command() -> BoxedStrategy<Command> {
+    let create = (ino(), name(), any::<u32>(), settings());
+    let create = create.prop_map(|(parent, name, mode, settings)| {
+        Command::CreateVolume(CreateVolume { parent, name, mode, uid: 1, gid: 1, settings })
+    });
+    let set = (0..6_u32, settings());
+    let set = set.prop_map(|(volume, settings)| Command::SetVolume(SetVolume { volume, settings }));
+    prop_oneof![2 => create, 1 => set].boxed()
 }
 
 pub(super) fn namespace_command() -> BoxedStrategy<Command> {
@@ -228,8 +250,7 @@ pub(super) fn shared_command() -> BoxedStrategy<Command> {
 }
 
 fn command() -> BoxedStrategy<(u64, Command)> {
-    let command =
-        prop_oneof![3 => namespace_command(), 3 => inode_command(), 2 => shared_command()];
+    let command = prop_oneof![6 => namespace_command(), 6 => inode_command(), 4 => shared_command(), 1 => volume_command()];
     (0..4_u64, command).boxed()
 }
 

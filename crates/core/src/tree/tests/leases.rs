@@ -9,7 +9,7 @@ use unum_proto::tree::{
 };
 
 use super::super::folding::fold;
-use super::anything::{inode_command, namespace_command, shared_command};
+use super::anything::{inode_command, namespace_command, shared_command, volume_command};
 use super::*;
 
 const NODES: u64 = 3;
@@ -67,6 +67,7 @@ fn step() -> BoxedStrategy<(u64, Step)> {
     let step = prop_oneof![
         30 => namespace_command().prop_map(Step::Change),
         20 => inode_command().prop_map(Step::Change),
+        4 => volume_command().prop_map(Step::Change),
         30 => piece.prop_map(|(file, offset, length, append)| {
             Step::Piece { file, offset, length, append }
         }),
@@ -348,6 +349,7 @@ fn aim(command: &mut Command, node: NodeId, tree: &Tree) {
     match command {
         Command::Create(c) => hit(&mut c.parent),
         Command::CreateUnnamed(c) => hit(&mut c.parent),
+        Command::CreateVolume(c) => hit(&mut c.parent),
         Command::Link(c) => {
             hit(&mut c.ino);
             hit(&mut c.parent);

@@ -10,6 +10,7 @@ mod model;
 mod namespace;
 mod orphans;
 mod snapshot;
+mod volumes;
 
 use bytes::Bytes;
 use proptest::test_runner::{Config, RngSeed};

@@ -77,7 +77,8 @@ fn a_cut_or_changed_snapshot_is_refused() {
 #[test]
 fn a_false_link_count_is_refused() {
     let mut all = records(&populated().tree);
-    let Some(Record::Inode(inode)) = &mut all[1].record else { panic!("no inode") };
+    // Behind the header and the first volume.
+    let Some(Record::Inode(inode)) = &mut all[2].record else { panic!("no inode") };
     inode.attributes.as_mut().expect("attributes").nlink = 7;
     assert!(matches!(restore(&all), Err(SnapshotError::Inconsistent(_))));
 }

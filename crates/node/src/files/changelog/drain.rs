@@ -16,7 +16,7 @@ use unum_proto::ids::{ChunkId, Ino, LeaseId};
 use unum_proto::registry::command;
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
-use unum_proto::tree::{Drain, Drained, LoggedChange, NewChunk, TreeCommand};
+use unum_proto::tree::{Drain, Drained, LoggedChange, NewChunk, TreeCommand, Write};
 
 use super::{ChangeLog, JOURNAL_IDLE_MAX, left, length_of};
 use crate::files::errno::FileError;
@@ -228,7 +228,7 @@ impl ChangeLog {
 
     /// Puts a batch's contents on their replicas and writes down in its changes where they are.
     async fn store(&self, mut batch: Batch, deadline: Instant) -> Result<Batch, FileError> {
-        let drafts = std::mem::take(&mut batch.drafts);
+        let drafts = self.with_wanted(&batch.changes, std::mem::take(&mut batch.drafts));
         let stored = self.parts.replicas.write_all(drafts, deadline).await?;
         let places: HashMap<ChunkId, Stored> =
             stored.into_iter().map(|stored| (stored.id, stored)).collect();
@@ -239,6 +239,31 @@ impl ChangeLog {
             }
         }
         Ok(batch)
+    }
+
+    /// How many replicas each of the contents of these changes should have.
+    fn with_wanted(&self, changes: &[LoggedChange], drafts: Vec<Draft>) -> Vec<(Draft, usize)> {
+        let replicas = &self.parts.replicas;
+        let writes = changes.iter().filter_map(|change| {
+            match change.command.as_ref()?.command.as_ref()? {
+                Command::Write(write) => Some(write),
+                _ => None,
+            }
+        });
+        let wanted: HashMap<ChunkId, usize> = self.parts.registry.read_tree(|tree| {
+            let of = |write: &Write| {
+                let wanted = replicas.wanted(tree, Ino(write.ino));
+                let ids = write.chunks.iter().filter_map(|chunk| chunk.id.map(ChunkId::from));
+                ids.map(move |id| (id, wanted)).collect::<Vec<_>>()
+            };
+            writes.flat_map(of).collect()
+        });
+        let usual = replicas.factor();
+        let with = |draft: Draft| {
+            let wanted = wanted.get(&draft.id).copied().unwrap_or(usual);
+            (draft, wanted)
+        };
+        drafts.into_iter().map(with).collect()
     }
 
     /// Has the registry make a batch's changes.

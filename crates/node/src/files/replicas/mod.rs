@@ -24,13 +24,13 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use unum_core::placement::chunks::Place;
-use unum_core::tree::Chunk;
+use unum_core::tree::{Chunk, Tree};
 use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
 use unum_proto::file::{
     CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply, PutChunks,
     PutChunksReply,
 };
-use unum_proto::ids::{ChunkId, NodeId};
+use unum_proto::ids::{ChunkId, Ino, NodeId};
 
 use crate::store::{ChunkError, ChunkQueue};
 
@@ -98,8 +98,8 @@ impl ContentError {
 
 /// Which nodes can take chunks now.
 pub trait Candidates: Send + Sync {
-    /// Those that live, with their weights.
-    fn alive(&self) -> Vec<Place>;
+    /// Those that live, with their weights, for chunks with so many replicas.
+    fn alive(&self, replicas: usize) -> Vec<Place>;
     /// How many nodes of the cluster store chunks, dead ones included.
     fn total(&self) -> usize;
 }
@@ -124,7 +124,7 @@ struct Shared {
 }
 
 impl Replicas {
-    /// `factor`: replicas of each chunk while there are enough nodes. `lane` is random: it makes
+    /// `factor`: replicas of each chunk whose volume has no number of its own. `lane` is random: it makes
     /// the ids of this run's chunks unique.
     pub fn new(
         node: NodeId,
@@ -162,13 +162,25 @@ impl Replicas {
         &self.shared.store
     }
 
+    /// Replicas of each chunk whose volume has no number of its own.
     pub fn factor(&self) -> usize {
         self.shared.factor
     }
 
+    /// Replicas that a chunk should have.
+    pub fn wanted_of(&self, tree: &Tree, chunk: &Chunk) -> usize {
+        tree.wanted_in(chunk.volume, self.shared.factor)
+    }
+
+    /// Replicas that chunks of this inode should have.
+    pub fn wanted(&self, tree: &Tree, ino: Ino) -> usize {
+        tree.wanted_replicas(ino, self.shared.factor)
+    }
+
     /// Nodes that live and store chunks.
     pub fn alive(&self) -> BTreeSet<NodeId> {
-        self.shared.candidates.alive().iter().map(|place| place.node).collect()
+        let alive = self.shared.candidates.alive(self.shared.factor);
+        alive.iter().map(|place| place.node).collect()
     }
 
     /// A new chunk's id.

@@ -23,8 +23,14 @@ pub struct Nodes {
     pub alive: Vec<Place>,
     /// Those that store chunks, dead ones included.
     pub total: usize,
-    /// Replicas of each chunk, while there are enough nodes.
-    pub factor: usize,
+}
+
+/// A chunk that is to be stored.
+pub struct Wanted {
+    pub id: ChunkId,
+    pub bytes: usize,
+    /// While there are enough nodes.
+    pub replicas: usize,
 }
 
 /// Chunks on their way to a node, by their places in the list that is stored.
@@ -59,15 +65,14 @@ struct Lane {
 }
 
 impl Spread {
-    /// `chunks`: ids and lengths.
-    pub fn new(chunks: impl Iterator<Item = (ChunkId, usize)>, nodes: &Nodes) -> Self {
+    pub fn new(chunks: impl Iterator<Item = Wanted>, nodes: &Nodes) -> Self {
         let mut lanes: BTreeMap<NodeId, Lane> = BTreeMap::new();
         let mut offer = |at, node| lanes.entry(node).or_default().waiting.push_back(at);
         let chunks: Vec<Spreading> = chunks
             .enumerate()
-            .map(|(at, (id, bytes))| {
+            .map(|(at, Wanted { id, bytes, replicas })| {
                 let mut ranked = VecDeque::from(place(id, &nodes.alive, nodes.alive.len()));
-                let wanted = nodes.factor.min(ranked.len());
+                let wanted = replicas.min(ranked.len());
                 ranked.drain(..wanted).for_each(|node| offer(at, node));
                 Spreading {
                     bytes,
@@ -188,13 +193,17 @@ mod tests {
 
     const KIB: usize = 1 << 10;
 
-    fn nodes(alive: u64, total: usize, factor: usize) -> Nodes {
+    fn nodes(alive: u64, total: usize) -> Nodes {
         let alive = (1..=alive).map(|id| Place { node: NodeId(id), weight: 1 }).collect();
-        Nodes { alive, total, factor }
+        Nodes { alive, total }
+    }
+
+    fn wanted(seq: u64, bytes: usize, replicas: usize) -> Wanted {
+        Wanted { id: ChunkId { lane: 4, seq }, bytes, replicas }
     }
 
     fn spread(count: u64, bytes: usize, nodes: &Nodes) -> Spread {
-        Spread::new((0..count).map(|seq| (ChunkId { lane: 4, seq }, bytes)), nodes)
+        Spread::new((0..count).map(|seq| wanted(seq, bytes, 3)), nodes)
     }
 
     fn drain(spread: &mut Spread) -> Vec<Message> {
@@ -216,7 +225,7 @@ mod tests {
 
     #[test]
     fn small_chunks_are_one_message_to_each_node() {
-        let mut spread = spread(500, 2 * KIB, &nodes(3, 3, 3));
+        let mut spread = spread(500, 2 * KIB, &nodes(3, 3));
         let messages = drain(&mut spread);
         let sizes: Vec<_> = messages.iter().map(|m| (m.node.0, m.chunks.len())).collect();
         assert_eq!(sizes, [(1, 500), (2, 500), (3, 500)]);
@@ -225,7 +234,7 @@ mod tests {
     #[test]
     fn messages_keep_to_their_limits() {
         for (count, bytes) in [(40, 1 << 20), (3000, 1), (100, 700 * KIB), (1, 64 << 20)] {
-            let mut spread = spread(count, bytes, &nodes(1, 1, 3));
+            let mut spread = spread(count, bytes, &nodes(1, 1));
             let mut sent = 0;
             loop {
                 let under_way = drain(&mut spread);
@@ -248,7 +257,7 @@ mod tests {
 
     #[test]
     fn it_is_decided_when_enough_have_every_chunk() {
-        let mut spread = spread(10, KIB, &nodes(3, 3, 3));
+        let mut spread = spread(10, KIB, &nodes(3, 3));
         let messages = drain(&mut spread);
         let ok = vec![Ok(()); 10];
         assert!(spread.answered(&messages[0], &ok) && !spread.is_decided());
@@ -260,7 +269,7 @@ mod tests {
 
     #[test]
     fn others_take_what_a_node_refuses() {
-        let spread = spread(60, KIB, &nodes(5, 5, 3));
+        let spread = spread(60, KIB, &nodes(5, 5));
         let broken = NodeId(2);
         let spread = run(spread, |node| match node == broken {
             true => refused(Code::Unavailable),
@@ -274,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_one_chunk_lacks_does_not_matter_to_the_others() {
-        let mut spread = spread(3, KIB, &nodes(2, 5, 3));
+        let mut spread = spread(3, KIB, &nodes(2, 5));
         for message in drain(&mut spread) {
             let outcomes = [Ok(()), refused(Code::NoSpace), Ok(())];
             spread.answered(&message, &outcomes);
@@ -287,8 +296,16 @@ mod tests {
     }
 
     #[test]
+    fn each_chunk_has_a_number_of_replicas_of_its_own() {
+        let chunks = (1..=5).map(|replicas| wanted(replicas, KIB, replicas as usize));
+        let spread = run(Spread::new(chunks, &nodes(4, 4)), |_| Ok(()));
+        let sizes: Vec<usize> = spread.finish().map(|nodes| nodes.unwrap().len()).collect();
+        assert_eq!(sizes, [1, 2, 3, 4, 4]);
+    }
+
+    #[test]
     fn nobody_alive_is_too_few() {
-        let spread = spread(2, KIB, &nodes(0, 3, 3));
+        let spread = spread(2, KIB, &nodes(0, 3));
         assert!(spread.is_decided());
         let all_fail = |result| matches!(result, Err(ContentError::TooFewReplicas { .. }));
         assert!(spread.finish().all(all_fail));
@@ -296,7 +313,7 @@ mod tests {
 
     #[test]
     fn one_that_does_not_answer_is_told() {
-        let mut spread = spread(1, KIB, &nodes(3, 3, 3));
+        let mut spread = spread(1, KIB, &nodes(3, 3));
         let messages = drain(&mut spread);
         spread.answered(&messages[0], &[Ok(())]);
         let why = spread.finish().next().unwrap().unwrap_err().to_string();

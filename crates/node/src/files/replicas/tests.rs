@@ -15,6 +15,7 @@ use crate::store::{ChunkOptions, ChunkStore};
 const DAY: Duration = Duration::from_secs(86_400);
 const LANE: u64 = 77;
 const OWN: NodeId = NodeId(1);
+const FACTOR: usize = 3;
 
 /// Longer than anything here takes, also on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,7 +38,7 @@ struct Everybody {
 }
 
 impl Candidates for Everybody {
-    fn alive(&self) -> Vec<Place> {
+    fn alive(&self, _: usize) -> Vec<Place> {
         self.alive.clone()
     }
 
@@ -80,12 +81,13 @@ impl Cluster {
         let place = |node| Place { node: NodeId(node), weight: 1 };
         let alive = (1..=conducts.len() as u64).map(place).collect();
         let everybody = Box::new(Everybody { alive });
-        let replicas = Replicas::new(OWN, client, stores[0].clone(), everybody, 3, LANE);
+        let replicas = Replicas::new(OWN, client, stores[0].clone(), everybody, FACTOR, LANE);
         Self { replicas, stores, requests, _servers: servers }
     }
 
     async fn write_all(&self, drafts: &[Draft]) -> Result<Vec<Stored>, ContentError> {
-        self.replicas.write_all(drafts.to_vec(), Instant::now() + PATIENCE).await
+        let drafts = with_factor(drafts.to_vec());
+        self.replicas.write_all(drafts, Instant::now() + PATIENCE).await
     }
 
     fn drafts(&self, count: usize, bytes: usize) -> Vec<Draft> {
@@ -104,6 +106,10 @@ impl Cluster {
             }
         }
     }
+}
+
+fn with_factor(drafts: Vec<Draft>) -> Vec<(Draft, usize)> {
+    drafts.into_iter().map(|draft| (draft, FACTOR)).collect()
 }
 
 fn identity(authority: &CertificateAuthority, node: NodeId) -> Arc<IdentityStore> {
@@ -188,7 +194,8 @@ async fn one_chunk_is_written_under_a_new_id() {
     let cluster = Cluster::start(&sound(3)).await;
     let given = cluster.replicas.name();
     let data = Bytes::from_static(b"some bytes");
-    let stored = cluster.replicas.write(data.clone(), Instant::now() + PATIENCE).await.unwrap();
+    let stored =
+        cluster.replicas.write(data.clone(), FACTOR, Instant::now() + PATIENCE).await.unwrap();
     assert!(stored.id.lane == LANE && stored.id.seq > given.seq);
     let hash = *blake3::hash(&data).as_bytes();
     let id = stored.id;
@@ -264,7 +271,7 @@ async fn too_few_nodes_are_an_error_after_the_deadline() {
     let cluster = Cluster::start(&[Conduct::Sound, Conduct::Dead, Conduct::Dead]).await;
     let drafts = cluster.drafts(10, 100);
     let deadline = Instant::now() + Duration::from_millis(300);
-    let error = cluster.replicas.write_all(drafts, deadline).await.unwrap_err();
+    let error = cluster.replicas.write_all(with_factor(drafts), deadline).await.unwrap_err();
     assert!(matches!(error, ContentError::TooFewReplicas { durable: 1, needed: 2, .. }), "{error}");
 }
 

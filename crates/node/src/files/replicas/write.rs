@@ -11,7 +11,7 @@ use unum_proto::file::{
 };
 use unum_proto::ids::{ChunkId, NodeId};
 
-use super::spread::{Message, Nodes, Spread};
+use super::spread::{Message, Nodes, Spread, Wanted};
 use super::{
     ContentError, PutChunkMethod, PutChunksMethod, RETRY_PAUSE, Replicas, STRAGGLER_WAIT, Stored,
     rpc_status, store_status,
@@ -62,35 +62,41 @@ impl Draft {
 }
 
 impl Replicas {
-    /// Writes `data` (at most [`CHUNK_SIZE_MAX`] bytes) as a new chunk.
-    pub async fn write(&self, data: Bytes, deadline: Instant) -> Result<Stored, ContentError> {
+    /// Writes `data` (at most [`CHUNK_SIZE_MAX`] bytes) as a new chunk with so many replicas.
+    pub async fn write(
+        &self,
+        data: Bytes,
+        replicas: usize,
+        deadline: Instant,
+    ) -> Result<Stored, ContentError> {
         let draft = Draft { id: self.name(), hash: *blake3::hash(&data).as_bytes(), data };
-        let mut stored = self.write_all(vec![draft], deadline).await?;
+        let mut stored = self.write_all(vec![(draft, replicas)], deadline).await?;
         let nothing = ContentError::TooFewReplicas { durable: 0, needed: 1, why: "nothing".into() };
         stored.pop().ok_or(nothing)
     }
 
-    /// Stores chunks under ids that were given before ([`Self::name`]) and tells in the same order where
-    /// they are: each is as durable as `write` makes it. Storing again what is stored does no harm.
+    /// Stores chunks under ids that were given before ([`Self::name`]), each with so many replicas, and tells
+    /// in the same order where they are: each is as durable as `write` makes it. Storing again what is stored
+    /// does no harm.
     ///
     /// After an error some of them may be stored. What no committed write names is deleted as garbage
     /// some time after it was last stored: who needs longer to commit stores it again.
     pub async fn write_all(
         &self,
-        drafts: Vec<Draft>,
+        drafts: Vec<(Draft, usize)>,
         deadline: Instant,
     ) -> Result<Vec<Stored>, ContentError> {
         let mut stored = Vec::with_capacity(drafts.len());
-        let mut left: Vec<(usize, Draft)> = drafts.into_iter().enumerate().collect();
+        let mut left: Vec<(usize, (Draft, usize))> = drafts.into_iter().enumerate().collect();
         loop {
             let results = self.try_write_all(&left, deadline).await;
             let mut again = Vec::new();
             let mut too_few = None;
-            for ((at, draft), result) in left.into_iter().zip(results) {
+            for ((at, (draft, wanted)), result) in left.into_iter().zip(results) {
                 match result {
                     Ok(replicas) => stored.push((at, draft.stored(replicas))),
                     Err(error @ ContentError::TooFewReplicas { .. }) => {
-                        again.push((at, draft));
+                        again.push((at, (draft, wanted)));
                         too_few.get_or_insert(error);
                     }
                     Err(error) => return Err(error),
@@ -109,14 +115,18 @@ impl Replicas {
 
     async fn try_write_all(
         &self,
-        drafts: &[(usize, Draft)],
+        drafts: &[(usize, (Draft, usize))],
         deadline: Instant,
     ) -> Vec<Result<Vec<NodeId>, ContentError>> {
-        let shared = &self.shared;
-        let (alive, total) = (shared.candidates.alive(), shared.candidates.total());
-        let nodes = Nodes { alive, total, factor: shared.factor };
-        let sizes = drafts.iter().map(|(_, draft)| (draft.id, draft.data.len()));
-        let mut spread = Spread::new(sizes, &nodes);
+        let candidates = &self.shared.candidates;
+        let most = drafts.iter().map(|(_, (_, wanted))| *wanted).max().unwrap_or(1);
+        let nodes = Nodes { alive: candidates.alive(most), total: candidates.total() };
+        let wanted = drafts.iter().map(|(_, (draft, replicas))| Wanted {
+            id: draft.id,
+            bytes: draft.data.len(),
+            replicas: *replicas,
+        });
+        let mut spread = Spread::new(wanted, &nodes);
         let mut puts = FuturesUnordered::new();
         let mut patience = deadline;
         loop {
@@ -138,11 +148,11 @@ impl Replicas {
     async fn send(
         &self,
         message: Message,
-        drafts: &[(usize, Draft)],
+        drafts: &[(usize, (Draft, usize))],
         deadline: Instant,
     ) -> (Message, Vec<Result<(), Status>>) {
         let drafts = message.chunks.iter().filter_map(|at| drafts.get(*at));
-        let drafts = drafts.map(|(_, draft)| draft.clone()).collect();
+        let drafts = drafts.map(|(_, (draft, _))| draft.clone()).collect();
         let outcomes = self.put_all(message.node, drafts, deadline).await;
         let mut refusals = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
         if let Some(status) = refusals.next() {
