@@ -415,7 +415,7 @@ impl Call<'_> {
                 self.change(command.clone()).await
             };
             if let Err(FileError::Tree(TreeError::Held)) = outcome {
-                self.reclaim_for(&command).await?;
+                self.files.reclaim_for(&command, self.deadline).await?;
                 continue;
             }
             if let (Some(inodes), Ok(_) | Err(FileError::Tree(_))) = (shown, &outcome) {
@@ -423,11 +423,6 @@ impl Call<'_> {
             }
             return outcome;
         }
-    }
-
-    /// Asks for the write leases that are in a command's way.
-    async fn reclaim_for(&self, command: &tree_command::Command) -> Result<(), FileError> {
-        self.files.reclaim_for(command, self.deadline).await
     }
 
     /// Looks at what is about this call's inode alone.

@@ -4,7 +4,7 @@
 //! so that this node's kernel hears of a new name as all others do.
 
 use tokio::time::Instant;
-use unum_core::tree::{Usage, Volume};
+use unum_core::tree::{TreeError, Usage, Volume};
 use unum_proto::ids::{Ino, VolumeId};
 use unum_proto::registry::command;
 use unum_proto::tree::tree_command::Command;
@@ -13,7 +13,6 @@ use unum_proto::tree::{CreateVolume, SetVolume, TreeCommand, VolumeSettings};
 
 use super::errno::FileError;
 use super::{Files, left, tree_outcome};
-use unum_core::tree::TreeError;
 
 /// The root of a new volume belongs to root, who gives it away.
 const ROOT_MODE: u32 = 0o755;
