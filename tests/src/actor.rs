@@ -70,15 +70,27 @@ class Alarm(Exception):
     pass
 def alarmed(*_):
     raise Alarm
-def within(seconds, work):
-    signal.signal(signal.SIGALRM, alarmed)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def within(seconds, work, number=signal.SIGALRM):
+    before = signal.signal(number, alarmed)
+    sender = os.fork()
+    if sender == 0:
+        time.sleep(seconds)
+        os.kill(os.getppid(), number)
+        os._exit(0)
     try:
         return work()
     except Alarm:
         return 'interrupted'
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.kill(sender, signal.SIGKILL)
+        os.waitpid(sender, 0)
+        signal.signal(number, before)
+ticks = []
+def tick(*_):
+    ticks.append(None)
+def ticking(period):
+    signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, period, period)
 scope = dict(globals())
 scope["scope"] = scope
 print(os.getpid(), flush=True)

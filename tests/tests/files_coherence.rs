@@ -122,6 +122,38 @@ fn what_was_made_or_looked_up_is_shown_without_the_daemon() {
     );
 }
 
+/// Who works under a lease syncs without waiting for a machine that stands still, which shows the new state all
+/// the same when it goes on.
+#[test]
+fn a_sync_under_a_lease_waits_for_no_reader() {
+    if cannot_run_files() {
+        return;
+    }
+    let playground = Playground::up(&[]);
+    let [mut a, mut b] = actors(&playground, ["n1", "n3"]);
+    a.run(&["write('/unum/f', b'0')"]);
+    let mut last = 0;
+    let synced = (1..=STOPS_MAX).any(|round| {
+        b.expect("read('/unum/f')", &format!("b'{last}'"));
+        last = round;
+        // What both used a moment ago is left alone by leases.
+        std::thread::sleep(Duration::from_secs(2));
+        a.run(&["f = os.open('/unum/f', os.O_WRONLY)"]);
+        a.run(&["[os.pwrite(f, b'-', 0) for _ in range(3)] and os.fsync(f)"]);
+        playground.does("n3", "kill -STOP $(pidof unumd)");
+        a.tell(&format!("os.pwrite(f, b'{round}', 0) and os.fsync(f)"));
+        let answer = a.look();
+        playground.does("n3", "kill -CONT $(pidof unumd)");
+        if answer == Answer::Waits {
+            a.answer();
+        }
+        a.run(&["os.close(f)"]);
+        answer != Answer::Waits
+    });
+    assert!(synced, "a sync waits for a machine that may show nothing of the file");
+    b.expect("read('/unum/f')", &format!("b'{last}'"));
+}
+
 #[test]
 fn what_was_mapped_is_seen_when_it_is_closed() {
     if cannot_run_files() {

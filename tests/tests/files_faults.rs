@@ -82,6 +82,35 @@ fn calls_in_flight_and_open_files_survive_their_daemon() {
 }
 
 #[test]
+fn a_timer_ends_no_call() {
+    if cannot_run_files() {
+        return;
+    }
+    let settings = ["--set", "file_patience=20s", "--set", "gossip_suspicion=6s"];
+    let playground = Playground::up(&settings);
+    let [mut a, mut b] = actors(&playground, ["n1", "n3"]);
+    a.run(&["write('/unum/f', b'before')", "os.mkdir('/unum/d')"]);
+    b.run(&["f = os.open('/unum/g', os.O_CREAT | os.O_RDWR)", "ticking(0.05)"]);
+    for call in ["os.stat('/unum/f').st_size", "os.write(f, b'1') + (os.fsync(f) or 5)"] {
+        playground.must("partition", &["n1", "n2", "--", "n3"]);
+        // What n3 may show by its leases is over.
+        std::thread::sleep(Duration::from_millis(2200));
+        b.waits(call);
+        std::thread::sleep(Duration::from_millis(1500));
+        playground.must("heal", &[]);
+        assert_eq!(b.answer(), "6", "{call}");
+    }
+    b.expect("len(ticks) > 20", "True");
+    // A signal that kills is another matter, and Python is asked to end by an exception.
+    playground.must("partition", &["n1", "n2", "--", "n3"]);
+    std::thread::sleep(Duration::from_millis(2200));
+    b.expect("within(0.3, lambda: os.stat('/unum/d'), signal.SIGINT)", "'interrupted'");
+    b.waits("(signal.signal(signal.SIGINT, signal.SIG_DFL), os.stat('/unum/d'))");
+    assert!(playground.sh("n3", &format!("kill -INT {}", b.pid)).status.success());
+    assert_eq!(b.look(), Answer::Gone);
+}
+
+#[test]
 fn a_minority_fails_clearly_and_shows_nothing_stale() {
     if cannot_run_files() {
         return;
@@ -99,9 +128,9 @@ fn a_minority_fails_clearly_and_shows_nothing_stale() {
     assert_eq!((c.answer(), d.answer()), ("ETIMEDOUT".into(), "ETIMEDOUT".into()));
     c.expect("os.pwrite(f, b'never', 0)", "ETIMEDOUT");
     c.expect("os.stat('/unum/g')", "ETIMEDOUT");
-    // A signal ends the waiting before its time.
-    c.expect("within(0.3, lambda: os.stat('/unum/f'))", "'interrupted'");
-    c.expect("within(0.3, lambda: os.pwrite(f, b'never', 0))", "'interrupted'");
+    // Who is asked to end is let go before the time, though it catches the signal.
+    c.expect("within(0.3, lambda: os.stat('/unum/f'), signal.SIGINT)", "'interrupted'");
+    c.expect("within(0.3, lambda: os.pwrite(f, b'never', 0), signal.SIGTERM)", "'interrupted'");
     d.waits("os.stat('/unum/f')");
     assert!(playground.sh("n3", &format!("kill -9 {}", d.pid)).status.success());
     assert_eq!(d.look(), Answer::Gone);

@@ -301,9 +301,9 @@ fn a_home_that_is_away_fails_clearly_and_alone() {
     playground.must("partition", &["n1", "n2", "--", "n3"]);
     // What the kernel keeps is over.
     std::thread::sleep(Duration::from_millis(2200));
-    // A signal ends the waiting before its time.
-    away.expect("within(0.3, lambda: os.pread(f, 4, 0))", "'interrupted'");
-    away.expect("within(0.3, lambda: os.stat('/n/n3/tmp/f'))", "'interrupted'");
+    // Who is asked to end is let go before the time.
+    away.expect("within(0.3, lambda: os.pread(f, 4, 0), signal.SIGINT)", "'interrupted'");
+    away.expect("within(0.3, lambda: os.stat('/n/n3/tmp/f'), signal.SIGINT)", "'interrupted'");
     second.waits("read('/n/n3/tmp/f')");
     assert!(playground.sh("n1", &format!("kill -9 {}", second.pid)).status.success());
     assert_eq!(second.look(), Answer::Gone);

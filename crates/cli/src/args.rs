@@ -76,6 +76,9 @@ pub enum Verb {
     /// Parts of the file tree with replicas and limits of their own; and when changes of files are durable
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Keep what a volume has now, readable in .snapshot of its root
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(TokenVerb),
@@ -176,6 +179,35 @@ pub enum TokenVerb {
 pub enum Role {
     Node,
     Witness,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotVerb {
+    /// Take a snapshot of the volume that a directory is in
+    ///
+    /// It has every change that was acknowledged on any node before, and is read as .snapshot/NAME in the root of the
+    /// volume, on every node. Nothing lists that directory. What only snapshots need does not count for quotas.
+    Create {
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// 1 to 255 bytes without a slash (default: the time, such as 2026-11-23T20-15-00Z)
+        #[arg(value_name = "NAME")]
+        name: Option<OsString>,
+    },
+    /// List the snapshots of the volume that a directory is in (default: of all volumes)
+    ///
+    /// ALONE is what would be freed by deleting this one snapshot, before replication.
+    List {
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Delete a snapshot of the volume that a directory is in
+    Delete {
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        #[arg(value_name = "NAME")]
+        name: OsString,
+    },
 }
 
 #[derive(Debug, Subcommand)]

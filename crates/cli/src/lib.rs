@@ -62,6 +62,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Status => cluster::status(&socket, &out).map(done),
         Verb::Fsck { deep, repair } => fsck::run(&socket, deep, repair, &out),
         Verb::Volume(verb) => volume::run(&socket, verb, &out).map(done),
+        Verb::Snapshot(verb) => volume::snapshots::run(&socket, verb, &out).map(done),
         Verb::Token(verb) => cluster::token(&socket, verb, &out).map(done),
         Verb::Run { node, detach, time, command } => {
             run::run(&socket, &run::RunOrder { node, detach, time, command }, &out)

@@ -10,6 +10,7 @@
 //! are told as failed, and can be named by a working directory.
 
 mod roots;
+pub mod snapshots;
 
 use std::ffi::CStr;
 use std::fmt;

@@ -62,6 +62,12 @@ pub const RESERVED_BYTES_MAX: u64 = 1 << 50;
 pub const VOLUMES_MAX: usize = 4096;
 /// Replicas that a volume may ask for.
 pub const VOLUME_REPLICAS_MAX: u8 = 7;
+/// Where the numbers of inodes end; those behind belong to snapshots.
+pub const INO_END: u64 = 1 << 48;
+/// Snapshots of one volume.
+pub const VOLUME_SNAPSHOTS_MAX: usize = 256;
+/// Snapshots of the whole tree.
+pub const SNAPSHOTS_MAX: usize = 4096;
 /// Locks of both tables on one inode.
 pub const LOCKS_PER_INODE_MAX: usize = 4096;
 /// Waiting lock requests on one inode.
@@ -82,6 +88,7 @@ const _: () = {
     assert!(XATTR_VALUE_SIZE_MAX + XATTR_NAME_LENGTH_MAX <= XATTR_TOTAL_SIZE_MAX);
     assert!(FILE_SIZE_MAX < i64::MAX as u64);
     assert!(ALLOCATED_MAX.checked_add(FILE_SIZE_MAX).is_some());
+    assert!(SNAPSHOTS_MAX < (u16::MAX as usize) / 2 && INO_END == 1 << (64 - u16::BITS));
     assert!(64 * PENDING_CHANGES_MAX <= RESERVED_MAX);
     assert!(VOLUME_REPLICAS_MAX as usize <= REPLICAS_MAX);
     assert!(2 * WRITE_EXTENTS_MAX < EXTENTS_PER_INODE_MAX);

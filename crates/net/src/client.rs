@@ -25,6 +25,7 @@ use crate::{
     dial::{Dialler, Way},
     limits::{CALLER_GROUPS_MAX, MESSAGE_SIZE_MAX, MOVED_HOPS_MAX},
     link::{Link, LinkError, PendingCall},
+    method::RequestBody,
     peer::{Number, Numbers, Slot},
     tasks::Tasks,
 };
@@ -164,7 +165,7 @@ impl Client {
         let slot = self.peer(node).slot(M::CLASS);
         let link = self.link(&slot, node, M::CLASS, true).await.map_err(|why| lost(&why))?;
         let header = CastHeader { method: M::NAME.to_owned(), trace: Vec::new(), user: None };
-        match link.cast(header, &message).await {
+        match link.cast(header, &RequestBody::<M>(&message)).await {
             true => Ok(()),
             false => Err(lost("the connection was closed")),
         }
@@ -213,7 +214,7 @@ impl Client {
                 progress.check_repeatable(to, node, link.run)?;
             }
             let header = self.header::<M>(node, &peer, options, progress);
-            let outcome = match link.call(header, request).await {
+            let outcome = match link.call(header, &RequestBody::<M>(request)).await {
                 Ok(mut pending) => {
                     progress.sent = Some((node, link.run));
                     pending.outcome().await
@@ -290,7 +291,7 @@ impl Client {
                     continue;
                 }
             };
-            match link.open(plain_header::<M>(options), request).await {
+            match link.open(plain_header::<M>(options), &RequestBody::<M>(request)).await {
                 Ok((pending, mut sender, receiver)) => {
                     if node != LOCAL {
                         let departures = &self.inner.dialler.settings.departures;

@@ -97,6 +97,12 @@ pub(crate) fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError>
     assemble(kind, &header, body).map(Some)
 }
 
+/// How many bytes the frame at the front of `buffer` still lacks. None: its size has not arrived.
+pub(crate) fn missing(buffer: &[u8]) -> Option<usize> {
+    let size = u32::from_le_bytes(*buffer.first_chunk()?) as usize;
+    Some((FRAME_PREFIX_SIZE + size.min(FRAME_SIZE_MAX)).saturating_sub(buffer.len()))
+}
+
 impl Kind {
     fn from_wire(kind: u8) -> Result<Self, FrameError> {
         use Kind::*;

@@ -46,3 +46,4 @@ pub use router::Router;
 pub use server::{Server, UnixServer};
 pub use settings::Settings;
 pub use stream::{StreamReceiver, StreamSender};
+pub use writer::Outgoing;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use prost::Message;
 
+use crate::writer::{EncodeBody, Outgoing};
+
 /// Which of a peer's two connections a call travels on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -49,6 +51,28 @@ pub trait Method: Send + Sync + 'static {
     const IDEMPOTENT: bool = false;
     type Request: Message + Default + Send + 'static;
     type Reply: Message + Default + Send + 'static;
+
+    /// Encodes a request. A method whose requests carry many bytes can give them away here without a copy;
+    /// the encoding must be the message's own.
+    fn encode(request: &Self::Request, out: &mut Outgoing<'_>) {
+        out.message(request);
+    }
+}
+
+/// A request of a method, to be encoded.
+pub(crate) struct RequestBody<'a, M: Method>(pub &'a M::Request);
+
+impl<M: Method> EncodeBody for RequestBody<'_, M>
+where
+    M::Request: Sync,
+{
+    fn size(&self) -> usize {
+        self.0.encoded_len()
+    }
+
+    fn append(&self, out: &mut Outgoing<'_>) {
+        M::encode(self.0, out);
+    }
 }
 
 /// Declares methods as unit types:

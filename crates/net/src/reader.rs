@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{
-    frame::{Frame, FrameError, decode},
+    frame::{Frame, FrameError, decode, missing},
     limits::READ_CHUNK_SIZE,
 };
 
@@ -42,9 +42,14 @@ impl FrameReader {
 
     /// Reads what there is. False: the peer has closed. Cancel safe.
     pub(crate) async fn fill(&mut self) -> io::Result<bool> {
-        // The buffer grows with what has arrived, never with what a frame's length promises.
-        if self.buffer.capacity() - self.buffer.len() < READ_CHUNK_SIZE / 4 {
-            self.buffer.reserve(READ_CHUNK_SIZE);
+        // The buffer grows with what has arrived. What a frame's length promises counts when a good piece of the
+        // frame is there: then all of it gets its place at once, and nothing is moved again.
+        let wanted = match missing(&self.buffer) {
+            Some(missing) if self.buffer.len() >= READ_CHUNK_SIZE / 2 => missing,
+            Some(_) | None => READ_CHUNK_SIZE / 4,
+        };
+        if self.buffer.capacity() - self.buffer.len() < wanted {
+            self.buffer.reserve(wanted.max(READ_CHUNK_SIZE));
         }
         Ok(self.input.read_buf(&mut self.buffer).await? > 0)
     }
@@ -56,6 +61,33 @@ mod tests {
 
     use super::*;
     use crate::frame::{Kind, encode_head};
+
+    #[tokio::test]
+    async fn a_frame_gets_its_place_when_a_piece_of_it_is_there() {
+        const LARGE: usize = 3 << 20;
+        let mut bytes = BytesMut::new();
+        encode_head(&mut bytes, Kind::Data, &CallHeader { call: 1 }, LARGE);
+        let head = bytes.len();
+        bytes.resize(head + LARGE, 0);
+        let (mut far, near) = tokio::io::duplex(bytes.len());
+        let mut reader = FrameReader::new(Box::pin(near));
+        let (piece, rest) = bytes.split_at(READ_CHUNK_SIZE / 4);
+        tokio::io::AsyncWriteExt::write_all(&mut far, piece).await.unwrap();
+        reader.fill().await.unwrap();
+        assert!(reader.buffer.capacity() <= 2 * READ_CHUNK_SIZE, "a promise alone takes room");
+        tokio::io::AsyncWriteExt::write_all(&mut far, rest).await.unwrap();
+        let mut places = Vec::new();
+        let frame = loop {
+            reader.fill().await.unwrap();
+            places.push(reader.buffer.as_ptr());
+            if let Some(frame) = reader.next_arrived().unwrap() {
+                break frame;
+            }
+        };
+        assert!(matches!(frame, Frame::Data(1, body) if body.len() == LARGE));
+        places.dedup();
+        assert!(places.len() <= 3, "it was moved {} times", places.len() - 1);
+    }
 
     #[tokio::test]
     async fn what_follows_a_large_frame_does_not_hold_its_buffer() {

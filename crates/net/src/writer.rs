@@ -17,7 +17,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
 use tokio::{
     io::AsyncWrite,
     sync::{Notify, watch},
@@ -40,19 +43,32 @@ pub(crate) enum Body<'a> {
     Message(&'a dyn EncodeBody),
 }
 
-/// A prost message seen as bytes to append.
+/// A message seen as bytes to append.
 pub(crate) trait EncodeBody: Sync {
     fn size(&self) -> usize;
-    fn append(&self, out: &mut BytesMut);
+    fn append(&self, out: &mut Outgoing<'_>);
 }
 
-impl<M: Message> EncodeBody for M {
-    fn size(&self) -> usize {
-        self.encoded_len()
+/// Where a message is encoded, piece by piece and in order.
+pub struct Outgoing<'a> {
+    queue: &'a mut Queue,
+}
+
+impl Outgoing<'_> {
+    /// Appends the fields of a message.
+    pub fn message(&mut self, message: &impl Message) {
+        message.encode_raw(&mut self.queue.tail);
     }
 
-    fn append(&self, out: &mut BytesMut) {
-        self.encode_raw(out);
+    /// Appends what stands before a field of `size` bytes: of another message or of bytes.
+    pub fn field(&mut self, tag: u32, size: usize) {
+        encode_key(tag, WireType::LengthDelimited, &mut self.queue.tail);
+        encode_varint(size as u64, &mut self.queue.tail);
+    }
+
+    /// Appends bytes as they are. Many are not copied.
+    pub fn bytes(&mut self, bytes: Bytes) {
+        self.queue.push_bytes(bytes);
     }
 }
 
@@ -86,6 +102,7 @@ pub(crate) struct Writer {
     ending: watch::Sender<bool>,
 }
 
+/// Frames that wait: what is in `whole` goes before the tail.
 #[derive(Default)]
 struct Queue {
     whole: VecDeque<Bytes>,
@@ -277,24 +294,29 @@ impl Writer {
 impl Queue {
     /// The bytes that the frame takes.
     fn push(&mut self, kind: Kind, header: &impl Message, body: Body<'_>) -> usize {
-        let before = self.tail.len();
         let body_size = match &body {
             Body::None => 0,
             Body::Raw(bytes) => bytes.len(),
             Body::Message(message) => message.size(),
         };
+        let before = self.tail.len();
         encode_head(&mut self.tail, kind, header, body_size);
         let head_size = self.tail.len() - before;
         match body {
             Body::None => {}
-            Body::Raw(bytes) if bytes.len() > BODY_COPY_SIZE_MAX => {
-                self.whole.push_back(self.tail.split().freeze());
-                self.whole.push_back(bytes);
-            }
-            Body::Raw(bytes) => self.tail.extend_from_slice(&bytes),
-            Body::Message(message) => message.append(&mut self.tail),
+            Body::Raw(bytes) => self.push_bytes(bytes),
+            Body::Message(message) => message.append(&mut Outgoing { queue: self }),
         }
         head_size + body_size
+    }
+
+    fn push_bytes(&mut self, bytes: Bytes) {
+        if bytes.len() > BODY_COPY_SIZE_MAX {
+            self.whole.push_back(self.tail.split().freeze());
+            self.whole.push_back(bytes);
+        } else {
+            self.tail.extend_from_slice(&bytes);
+        }
     }
 
     /// Gives everything to an empty sink. False: there was nothing.
@@ -381,6 +403,42 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(5), reading).await.expect("it stalls").unwrap();
         writer.end();
         task.await.unwrap();
+    }
+
+    /// Two fields of bytes, of which the second is given away.
+    struct Given(Bytes);
+
+    impl EncodeBody for Given {
+        fn size(&self) -> usize {
+            let before = unum_proto::rpc::CallHeader { call: 1 }.encoded_len();
+            before + 1 + prost::encoding::encoded_len_varint(self.0.len() as u64) + self.0.len()
+        }
+
+        fn append(&self, out: &mut Outgoing<'_>) {
+            out.message(&unum_proto::rpc::CallHeader { call: 1 });
+            out.field(3, self.0.len());
+            out.bytes(self.0.clone());
+        }
+    }
+
+    #[test]
+    fn many_bytes_of_a_message_are_not_copied_and_frames_stay_in_order() {
+        let large = Bytes::from(vec![7; BODY_COPY_SIZE_MAX + 1]);
+        let mut queue = Queue::default();
+        let header = unum_proto::rpc::CallHeader { call: 1 };
+        for body in [&large, &Bytes::from_static(b"small")] {
+            let given = Given(body.clone());
+            queue.push(Kind::Data, &header, Body::Message(&given));
+        }
+        assert!(queue.whole.iter().any(|part| part.as_ptr() == large.as_ptr()));
+        let mut all: BytesMut = queue.whole.iter().flatten().copied().collect();
+        all.unsplit(queue.tail);
+        let mut bodies = Vec::new();
+        while let Ok(Some(crate::frame::Frame::Data(1, body))) = crate::frame::decode(&mut all) {
+            bodies.push(body);
+        }
+        let [first, second] = bodies.as_slice() else { panic!("{} frames", bodies.len()) };
+        assert!(first.ends_with(&large) && second.ends_with(b"small"));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod beats;
+mod buffers;
 pub mod cluster;
 pub mod contents;
 pub mod daemon;

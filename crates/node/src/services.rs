@@ -397,7 +397,10 @@ async fn connect_host(plan: &Plan<'_>, world: &World) -> Result<Host, MountError
     let journal = run_dir.join("host-table");
     let trees = HostTrees::new(parts, &journal, connection.fresh).map_err(unusable)?;
     let client = plan.client.clone();
-    let authority = Authority::new(Policy::of(settings), run_dir, client).map_err(unusable)?;
+    let locks = host::Locks::restore(world.clone(), &run_dir.join("host-fences")).await;
+    let locks = locks.map_err(unusable)?;
+    let authority =
+        Authority::new(Policy::of(settings), run_dir, client, locks).map_err(unusable)?;
     plan.departures.set_guard(authority.clone());
     let (connection, mounted) = (Mutex::new(Some(connection)), Mutex::new(None));
     Ok(Host { authority, trees, connection, mounted })

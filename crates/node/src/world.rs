@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use unum_proto::ids::Pid;
 use unum_proto::init::{
     Answer, Ask, Attach, Attached, Decoder, Failed, Fault, Fetch, FromInit, Happened, HelloAsk,
-    Keep, PROTOCOL_VERSION, Request, Said, encode,
+    Keep, PROTOCOL_VERSION, Release, Request, Said, StatusAsk, encode,
 };
 use unum_sys::world::{StartError, World as Start, start_world};
 
@@ -269,6 +269,20 @@ impl World {
             Ok(_) => Err(WorldError::Strange),
             Err(error) if error.fault() == Some(Fault::NotKept) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Lets go of what was kept under the name.
+    pub async fn release(&self, name: &str) -> Result<(), WorldError> {
+        let release = Release { name: name.to_owned() };
+        self.exchange(Ask::Release(release).into(), None, None).await.map(drop)
+    }
+
+    /// The names under which something is kept.
+    pub async fn kept(&self) -> Result<Vec<String>, WorldError> {
+        match self.ask(Ask::Status(StatusAsk {})).await? {
+            Answer::Status(status) => Ok(status.kept),
+            _ => Err(WorldError::Strange),
         }
     }
 

@@ -640,6 +640,69 @@ pub struct Volume {
     pub used_bytes: u64,
     #[prost(uint64, tag = "9")]
     pub used_inodes: u64,
+    #[prost(uint32, tag = "60")]
+    pub snapshots: u32,
+    /// Of chunks that only these need, before replication.
+    #[prost(uint64, tag = "61")]
+    pub snapshot_bytes: u64,
+}
+
+/// What a volume was at one moment.
+#[derive(Clone, PartialEq, Message)]
+pub struct Snapshot {
+    #[prost(uint32, tag = "1")]
+    pub volume: u32,
+    /// That of the volume, as there.
+    #[prost(bytes = "vec", tag = "2")]
+    pub path: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub name: Vec<u8>,
+    /// Since the Unix epoch.
+    #[prost(uint64, tag = "4")]
+    pub time_ns: u64,
+    /// What would go with this one alone, before replication.
+    #[prost(uint64, tag = "5")]
+    pub alone_bytes: u64,
+}
+
+/// `admin.snapshot-create`: takes a snapshot of the volume that an inode is in.
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotCreateRequest {
+    #[prost(uint64, tag = "1")]
+    pub ino: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotCreateReply {
+    #[prost(message, optional, tag = "1")]
+    pub snapshot: Option<Snapshot>,
+}
+
+/// `admin.snapshot-delete`: of the volume that an inode is in.
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotDeleteRequest {
+    #[prost(uint64, tag = "1")]
+    pub ino: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotDeleteReply {}
+
+/// `admin.snapshot-list`: all of them, or those of the volume that an inode is in.
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotListRequest {
+    #[prost(uint64, optional, tag = "1")]
+    pub ino: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotListReply {
+    #[prost(message, repeated, tag = "1")]
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// `admin.volume-create`: makes an empty directory that is the root of a new volume.

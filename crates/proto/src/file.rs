@@ -185,6 +185,9 @@ pub struct UnknownChunk {
 pub struct GiveBack {
     #[prost(uint64, repeated, tag = "1")]
     pub inodes: Vec<u64>,
+    /// The caller wants all that the lease may cover, so that the called node gets none for a while.
+    #[prost(bool, tag = "60")]
+    pub all: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -214,6 +214,9 @@ pub struct SetAttributes {
     pub atime: Option<NewTime>,
     #[prost(message, optional, tag = "7")]
     pub mtime: Option<NewTime>,
+    /// As in [`Read`].
+    #[prost(uint64, tag = "8")]
+    pub fence: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -252,6 +255,9 @@ pub struct Allocate {
     pub offset: u64,
     #[prost(uint64, tag = "4")]
     pub length: u64,
+    /// As in [`Read`].
+    #[prost(uint64, tag = "5")]
+    pub fence: u64,
 }
 
 /// The answer to `host.look` and `host.change`.
@@ -367,6 +373,10 @@ pub struct Read {
     pub offset: u64,
     #[prost(uint32, tag = "3")]
     pub size: u32,
+    /// Of the locks that the open file has (see [`Locked`]); 0: it has none. With one that is past, the call
+    /// is refused with EIO: others may have had the locks since.
+    #[prost(uint64, tag = "4")]
+    pub fence: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -394,6 +404,9 @@ pub struct Write {
     pub lane: u64,
     #[prost(uint64, tag = "6")]
     pub number: u64,
+    /// As in [`Read`].
+    #[prost(uint64, tag = "7")]
+    pub fence: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -402,6 +415,90 @@ pub struct WriteReply {
     pub errno: u32,
     #[prost(uint32, tag = "2")]
     pub written: u32,
+}
+
+/// Whose lock it is: what the kernel of a mount calls the owner, and the mount's number of the file. An owner's locks
+/// of one file begin and end together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct LockOwner {
+    #[prost(fixed64, tag = "1")]
+    pub lane: u64,
+    #[prost(uint64, tag = "2")]
+    pub file: u64,
+    #[prost(fixed64, tag = "3")]
+    pub owner: u64,
+    /// Of flock(2), which is of the whole file and meets no lock of fcntl(2).
+    #[prost(bool, tag = "4")]
+    pub flock: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum LockKind {
+    Unlock = 0,
+    Read = 1,
+    Write = 2,
+}
+
+/// `host.lock`: sets a lock, or takes it away. A lock that others are in the way of is refused with EAGAIN after
+/// `wait_ms`. Twice is as good as once.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lock {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub warrant: Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub owner: Option<LockOwner>,
+    #[prost(enumeration = "LockKind", tag = "3")]
+    pub kind: i32,
+    #[prost(uint64, tag = "4")]
+    pub start: u64,
+    /// Inclusive; `i64::MAX` is the file's end, wherever it goes.
+    #[prost(uint64, tag = "5")]
+    pub end: u64,
+    /// At most [`LOCK_WAIT_MS_MAX`].
+    #[prost(uint32, tag = "6")]
+    pub wait_ms: u32,
+    /// Of the locks that the open file has already, or 0. As in [`Read`].
+    #[prost(uint64, tag = "7")]
+    pub fence: u64,
+    /// Nothing is set: the answer is what is in the way.
+    #[prost(bool, tag = "8")]
+    pub test: bool,
+}
+
+/// The longest time that a home waits for a lock before it answers.
+pub const LOCK_WAIT_MS_MAX: u32 = 1_000;
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Locked {
+    #[prost(uint32, tag = "1")]
+    pub errno: u32,
+    /// Goes up when a node is taken for dead and so loses its locks here. Never 0.
+    #[prost(uint64, tag = "2")]
+    pub fence: u64,
+    /// To a test: what is in the way, or `Unlock`.
+    #[prost(enumeration = "LockKind", tag = "3")]
+    pub kind: i32,
+    #[prost(uint64, tag = "4")]
+    pub start: u64,
+    #[prost(uint64, tag = "5")]
+    pub end: u64,
+}
+
+/// `host.unlock`: all locks of an owner end.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct EndLocks {
+    #[prost(message, optional, tag = "1")]
+    pub owner: Option<LockOwner>,
+}
+
+/// What the home has unum-init keep beside the descriptor that holds an owner's locks.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct LockNote {
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    #[prost(message, optional, tag = "2")]
+    pub owner: Option<LockOwner>,
 }
 
 /// `host.sync`: what was written through the warrant, and not only through it, is durable.

@@ -56,6 +56,10 @@ id!(
     VolumeId(u32), "volume "
 );
 id!(
+    /// What a volume was at one moment. Given in order by the registry over all volumes, never reused. 0 is none.
+    SnapshotId(u32), "snapshot "
+);
+id!(
     /// One issuer of registry commands: a run of a daemon or a FUSE connection. Random.
     Lane(u64), "lane "
 );

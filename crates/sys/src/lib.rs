@@ -6,6 +6,7 @@ pub mod fanotify;
 pub mod fds;
 pub mod file_handles;
 pub mod fuse;
+pub mod locks;
 pub mod mounts;
 pub mod namespace;
 pub mod pids;

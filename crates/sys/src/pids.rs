@@ -142,6 +142,29 @@ pub fn process(proc: &Path, pid: u32, detail: Detail) -> Option<Process> {
     Some(process)
 }
 
+/// What /proc says of one process or thread of the caller's namespace (proc_pid_status(5)).
+pub struct Status(String);
+
+impl Status {
+    /// None: there is none of this number, which is also how FUSE names who is of no namespace below.
+    pub fn of(id: u32) -> Option<Self> {
+        let path = format!("/proc/{id}/status");
+        (id != 0).then(|| read_text(Path::new(&path)))?.map(Self)
+    }
+
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let of = |line: &'_ str| line.split_once(':').is_some_and(|(start, _)| start == name);
+        let line = self.0.lines().find(|line| of(line))?;
+        line.split_once(':').map(|(_, value)| value.trim())
+    }
+}
+
+impl From<String> for Status {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 fn read_text(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
 }

@@ -64,6 +64,9 @@ pub struct VolumeRow {
     quota_bytes: Option<u64>,
     used_inodes: u64,
     quota_inodes: Option<u64>,
+    snapshots: u32,
+    /// What only these need.
+    snapshot_bytes: u64,
 }
 
 impl VolumeRow {
@@ -82,6 +85,8 @@ impl VolumeRow {
             quota_bytes: limit(volume.quota_bytes),
             used_inodes: volume.used_inodes,
             quota_inodes: limit(volume.quota_inodes),
+            snapshots: volume.snapshots,
+            snapshot_bytes: volume.snapshot_bytes,
         }
     }
 
@@ -110,8 +115,12 @@ impl VolumeRow {
         let bytes = of(self.quota_bytes.map(size), share(self.used_bytes, self.quota_bytes));
         let inodes = self.quota_inodes.map(|quota| quota.to_string());
         let inodes = of(inodes, share(self.used_inodes, self.quota_inodes));
+        let snapshots = match self.snapshots {
+            0 => String::new(),
+            count => format!("snapshots {count}, which keep {} more\n", size(self.snapshot_bytes)),
+        };
         format!(
-            "volume    {} at {}\nbytes     {}{bytes}\ninodes    {}{inodes}\nreplicas  {}\n",
+            "volume    {} at {}\nbytes     {}{bytes}\ninodes    {}{inodes}\nreplicas  {}\n{snapshots}",
             self.id,
             plain(Path::new(&self.path)),
             size(self.used_bytes),
@@ -201,6 +210,9 @@ pub fn delete(socket: &Path, directory: &Path, out: &Output) -> Result<()> {
     let volume = block_on(async {
         let tree = Tree::connect(socket).await?;
         let (volume, ino) = tree.volume_of(directory).await?;
+        if volume.root == ino && volume.snapshots > 0 {
+            return Err(has_snapshots(directory, volume.snapshots));
+        }
         match volume.root == ino {
             true => Ok(VolumeRow::of(&volume, &tree.mount)),
             false => Err(no_root(directory, &VolumeRow::of(&volume, &tree.mount))),
@@ -222,6 +234,18 @@ pub fn delete(socket: &Path, directory: &Path, out: &Output) -> Result<()> {
     out.one(&volume, || format!("volume {} is removed\n", volume.id))
 }
 
+fn has_snapshots(directory: &Path, count: u32) -> Failure {
+    let what = match count {
+        1 => "a snapshot".to_owned(),
+        count => format!("{count} snapshots"),
+    };
+    let what = format!("the volume {} cannot be removed: it has {what}", plain(directory));
+    let directory = plain(directory);
+    Failure::new(what).next(format!(
+        "`unum snapshot list {directory}` tells them, `unum snapshot delete {directory} NAME` deletes one."
+    ))
+}
+
 fn no_root(directory: &Path, volume: &VolumeRow) -> Failure {
     Failure::new(format!(
         "{} is not the root of a volume: it is in volume {} at {}",
@@ -232,19 +256,19 @@ fn no_root(directory: &Path, volume: &VolumeRow) -> Failure {
     .next("`unum volume list` tells all volumes, `unum volume create` makes one.")
 }
 
-fn not_done(doing: &str, directory: &Path, failure: Failure) -> Failure {
+pub(super) fn not_done(doing: &str, directory: &Path, failure: Failure) -> Failure {
     Failure { what: format!("cannot {doing} {}: {}", plain(directory), failure.what), ..failure }
 }
 
 /// The file tree that a daemon keeps.
-struct Tree {
-    daemon: Daemon,
-    mount: PathBuf,
+pub(super) struct Tree {
+    pub daemon: Daemon,
+    pub mount: PathBuf,
     mounted: bool,
 }
 
 impl Tree {
-    async fn connect(socket: &Path) -> Result<Self> {
+    pub async fn connect(socket: &Path) -> Result<Self> {
         let daemon = Daemon::connect(socket).await?;
         let status = daemon.call::<ShowStatus>(StatusRequest {}).await?;
         let mounted = !status.mount.is_empty();
@@ -253,7 +277,7 @@ impl Tree {
     }
 
     /// The inode number of a directory of the tree.
-    fn number(&self, directory: &Path) -> Result<u64> {
+    pub fn number(&self, directory: &Path) -> Result<u64> {
         if !self.mounted {
             return Err(
                 Failure::new("this node has no file tree mounted").next("See `unum status`.")
@@ -294,8 +318,9 @@ impl Tree {
     }
 }
 
-fn no_answer() -> Failure {
-    Failure::new("unumd answered without telling the volume").next("Is it of another version?")
+pub(super) fn no_answer() -> Failure {
+    Failure::new("unumd answered without telling what was asked for")
+        .next("Is it of another version?")
 }
 
 #[cfg(test)]
@@ -314,6 +339,8 @@ mod tests {
             quota_inodes,
             used_bytes: 3 << 19,
             used_inodes: 12,
+            snapshots: u32::from(quota_bytes > 0) * 2,
+            snapshot_bytes: 1 << 20,
         };
         VolumeRow::of(&volume, Path::new("/unum"))
     }
@@ -332,9 +359,10 @@ mod tests {
             bytes     1.5 MiB of 6.0 MiB (25 %)
             inodes    12 of 10 (120 %)
             replicas  3
+            snapshots 2, which keep 1.0 MiB more
         "#]]
         .assert_eq(&row(6 << 20, 10).told());
-        expect![[r#"{"id":7,"path":"/unum/data/db","replicas":3,"replicas_default":true,"used_bytes":1572864,"quota_bytes":null,"used_inodes":12,"quota_inodes":null}"#]]
+        expect![[r#"{"id":7,"path":"/unum/data/db","replicas":3,"replicas_default":true,"used_bytes":1572864,"quota_bytes":null,"used_inodes":12,"quota_inodes":null,"snapshots":0,"snapshot_bytes":1048576}"#]]
             .assert_eq(&serde_json::to_string(&row(0, 0)).expect("plain"));
     }
 

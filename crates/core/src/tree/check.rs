@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use unum_proto::ids::{ChunkId, Ino};
 
+use super::directory::Entry;
 use super::inode::{Body, Inode, Kind, MODE_MASK};
 use super::{ROOT, Tree};
 use crate::limits::{
@@ -12,13 +13,38 @@ use crate::limits::{
 
 /// What the names of the tree say of its inodes.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     /// How many names each inode has.
-    links: BTreeMap<Ino, u32>,
+    pub links: BTreeMap<Ino, u32>,
     /// How many subdirectories each directory has.
     subdirectories: BTreeMap<Ino, u32>,
     /// Where each directory's name is.
     parents: BTreeMap<Ino, Ino>,
+}
+
+impl Names {
+    pub fn add(&mut self, directory: Ino, entry: Entry) {
+        *self.links.entry(entry.ino).or_default() += 1;
+        if entry.kind == Kind::Directory {
+            *self.subdirectories.entry(directory).or_default() += 1;
+            self.parents.insert(entry.ino, directory);
+        }
+    }
+
+    /// One that was added.
+    pub fn remove(&mut self, directory: Ino, entry: Entry) {
+        let less = |of: &mut BTreeMap<Ino, u32>, ino| {
+            of.entry(ino).and_modify(|count| *count = count.saturating_sub(1));
+        };
+        less(&mut self.links, entry.ino);
+        if entry.kind == Kind::Directory {
+            less(&mut self.subdirectories, directory);
+            // It may have got another place first.
+            if self.parents.get(&entry.ino) == Some(&directory) {
+                self.parents.remove(&entry.ino);
+            }
+        }
+    }
 }
 
 impl Tree {
@@ -34,10 +60,11 @@ impl Tree {
         self.check_reachable(&mut faults);
         self.check_orphans(&mut faults);
         let used = self.used_chunks(&mut faults);
-        faults.extend(self.chunks.faults(&used));
+        faults.extend(self.chunks.faults(&used, &self.dead_chunks()));
         faults.extend(self.locks.faults());
         self.check_sums(&mut faults);
         self.check_volumes(&mut faults);
+        self.check_snapshots(&mut faults);
         faults
     }
 
@@ -48,7 +75,7 @@ impl Tree {
             faults.extend(directory.faults().into_iter().map(|fault| format!("{ino}: {fault}")));
             for (name, entry) in directory.after(0) {
                 let shown = String::from_utf8_lossy(name);
-                *names.links.entry(entry.ino).or_default() += 1;
+                names.add(ino, entry);
                 match self.inode(entry.ino) {
                     Err(_) => faults.push(format!("{ino}: {shown} leads to a missing inode")),
                     Ok(target) if target.kind() != entry.kind => {
@@ -59,16 +86,12 @@ impl Tree {
                     }
                     Ok(_) => {}
                 }
-                if entry.kind == Kind::Directory {
-                    *names.subdirectories.entry(ino).or_default() += 1;
-                    names.parents.insert(entry.ino, ino);
-                }
             }
         }
         names
     }
 
-    fn inode_faults(&self, ino: Ino, inode: &Inode, names: &Names) -> Vec<String> {
+    pub(super) fn inode_faults(&self, ino: Ino, inode: &Inode, names: &Names) -> Vec<String> {
         let mut faults = Vec::new();
         let links = names.links.get(&ino).copied().unwrap_or(0);
         let expected = match &inode.body {

@@ -2,7 +2,7 @@
 //!
 //! Invariants: `live` is the number of bytes that extents take from a chunk, those of all inodes summed up:
 //! the same byte counts as often as it is taken. A chunk with none leaves the table with the command that
-//! made it so, and nodes delete chunks that the table does not know. Every chunk has a replica.
+//! made it so, or is on the dead list of a snapshot, and nodes delete chunks that the table does not know. Every chunk has a replica.
 //!
 //! Which inodes take bytes from a chunk is not kept: their extents say so (see [`super::Tree::users_of`]).
 
@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use unum_proto::ids::{ChunkId, NodeId, VolumeId};
+use unum_proto::ids::{ChunkId, NodeId, SnapshotId, VolumeId};
 use unum_proto::tree::{NewChunk, SetReplicas};
 
 use super::error::TreeError;
@@ -29,6 +29,8 @@ pub struct Chunk {
     /// Sorted, without repetition.
     pub replicas: Arc<[NodeId]>,
     pub live: u64,
+    /// The newest snapshot of the volume at its birth, or a later one that does not need it; 0 is none.
+    pub birth: SnapshotId,
 }
 
 impl Chunk {
@@ -40,7 +42,8 @@ impl Chunk {
         }
         let hash = chunk.hash.as_ref().try_into().map_err(|_| TreeError::Invalid)?;
         let replicas = valid_replicas(&chunk.replicas)?;
-        Ok((id, Self { volume, length: chunk.length, hash, replicas, live: 0 }))
+        let length = chunk.length;
+        Ok((id, Self { volume, length, hash, replicas, live: 0, birth: SnapshotId(0) }))
     }
 
     pub fn to_proto(&self, id: ChunkId) -> NewChunk {
@@ -169,21 +172,23 @@ impl ChunkTable {
         self.chunks.get(&id).is_some_and(|chunk| chunk.live > 0)
     }
 
-    /// The chunk stays until `prune`: a later step of the same command may take it up again.
+    /// The chunk stays until it is buried: a later step of the same command may take it up again.
     pub(super) fn release(&mut self, id: ChunkId, bytes: u64) {
         if let Some(chunk) = self.chunks.get_mut(&id) {
             chunk.live -= bytes;
         }
     }
 
-    /// Drops those of `ids` of which nothing is live.
-    pub(super) fn prune(&mut self, ids: impl IntoIterator<Item = ChunkId>) {
-        for id in ids {
-            if self.chunks.get(&id).is_some_and(|chunk| chunk.live == 0)
-                && let Some(chunk) = self.chunks.remove(&id)
-            {
-                self.stored -= u64::from(chunk.length);
-            }
+    /// If these are all the bytes that are taken from it, the chunk counts as born after a snapshot.
+    pub(super) fn rejuvenate(&mut self, id: ChunkId, bytes: u64, birth: SnapshotId) {
+        if let Some(chunk) = self.chunks.get_mut(&id).filter(|chunk| chunk.live == bytes) {
+            chunk.birth = birth;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ChunkId) {
+        if let Some(chunk) = self.chunks.remove(&id) {
+            self.stored -= u64::from(chunk.length);
         }
     }
 
@@ -199,14 +204,18 @@ impl ChunkTable {
         Ok(())
     }
 
-    /// What is wrong, given the bytes that extents really take from each chunk.
-    pub(super) fn faults(&self, used: &BTreeMap<ChunkId, u64>) -> Vec<String> {
+    /// What is wrong, given the bytes that extents really take from each chunk, and what is on dead lists.
+    pub(super) fn faults(
+        &self,
+        used: &BTreeMap<ChunkId, u64>,
+        dead: &BTreeMap<ChunkId, SnapshotId>,
+    ) -> Vec<String> {
         let mut faults = Vec::new();
         let mut stored = 0;
         for (id, chunk) in self.chunks.iter() {
             stored += u64::from(chunk.length);
             let live = used.get(id).copied().unwrap_or(0);
-            if live != chunk.live || live == 0 {
+            if live != chunk.live || (live == 0) != dead.contains_key(id) {
                 faults.push(format!("chunk {id}: {} bytes live, {live} used", chunk.live));
             }
             if chunk.replicas.is_empty() {

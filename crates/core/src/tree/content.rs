@@ -96,11 +96,12 @@ impl Tree {
         self.quota_for_bytes(ino, || growth(map, &extents))?;
 
         let fresh: Vec<ChunkId> = chunks.keys().copied().collect();
+        let birth = self.snapshots.newest(self.inode(ino)?.volume);
         for (id, chunk) in chunks {
-            self.chunks.add(id, chunk);
+            self.chunks.add(id, Chunk { birth, ..chunk });
         }
         self.put_extents(ino, &extents)?;
-        self.chunks.prune(fresh);
+        self.bury(fresh);
         let inode = self.inode_mut(ino)?;
         if command.relayout {
             inode.version += 1;
@@ -302,7 +303,7 @@ impl Tree {
             self.chunks.release(id, bytes);
         }
         let touched: BTreeSet<ChunkId> = sourced(removed).map(|(id, _)| id).collect();
-        self.chunks.prune(touched);
+        self.bury(touched);
     }
 }
 

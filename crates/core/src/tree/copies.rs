@@ -59,7 +59,7 @@ impl Tree {
     }
 
     /// The inodes whose extents take bytes from each of these chunks, in the order of their numbers. Looks at
-    /// all extents of all files.
+    /// all extents of all files; of those of snapshots, at what differs from the next newer state.
     pub fn users_of(&self, chunks: &BTreeSet<ChunkId>) -> BTreeMap<ChunkId, Vec<Ino>> {
         let mut users = BTreeMap::<ChunkId, Vec<Ino>>::new();
         for (&ino, inode) in self.inodes.iter() {
@@ -73,6 +73,10 @@ impl Tree {
                     known.push(ino);
                 }
             }
+        }
+        for (chunk, mut inos) in self.past_users(chunks) {
+            inos.sort_unstable();
+            users.entry(chunk).or_default().extend(inos);
         }
         users
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use unum_proto::ids::Ino;
 
 use super::error::TreeError;
@@ -18,6 +19,9 @@ pub const COOKIE_PARENT: u64 = 2;
 pub const COOKIE_FIRST: u64 = 3;
 
 pub type Name = Arc<[u8]>;
+
+/// Names with what they stand for.
+pub type Named<'a> = Vec<(&'a Name, Entry)>;
 
 /// What a name stands for. The kind spares readdir a look at the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,28 @@ impl Directory {
     /// With cookies going on where a snapshot says.
     pub fn restored(parent: Ino, next_cookie: u64) -> Self {
         Self { next_cookie: next_cookie.max(COOKIE_FIRST), ..Self::new(parent) }
+    }
+
+    /// Takes over all names of another state of this directory, to be changed into those of this one.
+    pub fn begin_as(&mut self, other: &Self) {
+        self.entries = other.entries.clone();
+        self.order = other.order.clone();
+    }
+
+    /// What another state of this directory does not have of this one, and what it has that this one has not.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> (Named<'a>, Named<'a>) {
+        let (mut gone, mut added) = (Vec::new(), Vec::new());
+        for item in self.entries.diff(&other.entries) {
+            match item {
+                DiffItem::Add(name, entry) => added.push((name, *entry)),
+                DiffItem::Remove(name, entry) => gone.push((name, *entry)),
+                DiffItem::Update { old, new } => {
+                    gone.push((old.0, *old.1));
+                    added.push((new.0, *new.1));
+                }
+            }
+        }
+        (gone, added)
     }
 
     pub fn len(&self) -> usize {

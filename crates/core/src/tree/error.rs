@@ -56,6 +56,9 @@ tree_errors! {
     BeyondEnd "the offset is behind the end of the file or of its data"
     /// Remove files of the volume, or raise its limit.
     QuotaExceeded "the limit of the volume is reached: remove files, or have root raise it with `unum volume set`"
+    ReadOnly "a snapshot cannot be changed"
+    HasSnapshots "the volume has snapshots: delete them first, `unum snapshot list DIR` shows them"
+    TooManySnapshots "the volume has 256 snapshots, or the whole tree 4096: delete some, `unum snapshot list` shows them"
     /// Copy it, and remove the original.
     CrossesVolumes "the two are in different volumes: copy the file and remove the original"
 }

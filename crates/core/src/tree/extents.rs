@@ -8,6 +8,7 @@
 //! removed and added.
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use unum_proto::ids::ChunkId;
 
 /// Where bytes come from.
@@ -55,7 +56,7 @@ impl Extent {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     length: u64,
     source: Option<Source>,
@@ -120,6 +121,29 @@ pub struct ExtentMap {
 impl ExtentMap {
     pub fn len(&self) -> usize {
         self.spans.len()
+    }
+
+    /// The extents that another map does not have like this one, and those that it has unlike this one.
+    pub fn differences(&self, other: &Self) -> (Vec<Extent>, Vec<Extent>) {
+        if self.spans.one.is_some() || other.spans.one.is_some() {
+            let lacks = |of: &Self, in_it: &Self| {
+                let same = |extent: &Extent| in_it.spans.until(extent.offset) == Some(*extent);
+                of.iter().filter(|extent| !same(extent)).collect()
+            };
+            return (lacks(self, other), lacks(other, self));
+        }
+        let (mut gone, mut added) = (Vec::new(), Vec::new());
+        for item in self.spans.many.diff(&other.spans.many) {
+            match item {
+                DiffItem::Add(&at, span) => added.push(extent(at, span)),
+                DiffItem::Remove(&at, span) => gone.push(extent(at, span)),
+                DiffItem::Update { old, new } => {
+                    gone.push(extent(*old.0, old.1));
+                    added.push(extent(*new.0, new.1));
+                }
+            }
+        }
+        (gone, added)
     }
 
     pub fn allocated(&self) -> u64 {

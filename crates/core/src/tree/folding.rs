@@ -224,7 +224,8 @@ impl Tree {
             starts.insert(part.chunk, start);
             start += part.length as u32;
         }
-        self.chunks.add(id, chunk);
+        let birth = self.snapshots.newest(chunk.volume);
+        self.chunks.add(id, Chunk { birth, ..chunk });
         for part in parts {
             self.move_bytes(ino, part.offset..part.end(), &starts, id)?;
         }
@@ -235,7 +236,7 @@ impl Tree {
         {
             self.move_bytes(*other, 0..u64::MAX, &starts, id)?;
         }
-        self.chunks.prune(parts.iter().map(|part| part.chunk).chain([id]));
+        self.bury(parts.iter().map(|part| part.chunk).chain([id]));
         let left = parts.iter().any(|part| self.chunks.get(part.chunk).is_some());
         if left { Err(TreeError::Stale) } else { Ok(()) }
     }

@@ -104,6 +104,13 @@ pub struct Inode {
     pub volume: VolumeId,
 }
 
+/// Of one inode: two states of it are the same if their versions are. Which lease covers it is no part of it.
+impl PartialEq for Inode {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.version == other.version
+    }
+}
+
 impl Inode {
     pub fn new(now: Time, mode: u32, uid: u32, gid: u32, body: Body) -> Self {
         let time = timestamp(now);

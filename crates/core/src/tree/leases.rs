@@ -15,8 +15,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use unum_proto::ids::{Ino, LeaseId, NodeId};
+use imbl::{OrdMap, OrdSet};
+use unum_proto::ids::{Ino, LeaseId, NodeId, VolumeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
@@ -28,7 +28,7 @@ use super::Tree;
 use super::error::TreeError;
 use super::inode::Kind;
 use crate::limits::{
-    DRAIN_CHANGES_MAX, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_LOOKS, LEASED_BELOW_MAX,
+    DRAIN_CHANGES_MAX, INO_END, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_LOOKS, LEASED_BELOW_MAX,
 };
 use crate::time::Time;
 
@@ -47,17 +47,43 @@ pub struct WriteLease {
 pub(super) struct WriteLeases {
     pub live: OrdMap<LeaseId, WriteLease>,
     pub next: LeaseId,
+    /// The live ones by the volumes in which they cover inodes, or did.
+    volumes: OrdSet<(VolumeId, LeaseId)>,
 }
 
 impl Default for WriteLeases {
     fn default() -> Self {
-        Self { live: OrdMap::new(), next: LeaseId(1) }
+        Self { live: OrdMap::new(), next: LeaseId(1), volumes: OrdSet::new() }
     }
 }
 
 impl WriteLeases {
     fn of(&self, node: NodeId) -> Option<LeaseId> {
         self.live.iter().find(|(_, lease)| lease.node == node).map(|(&id, _)| id)
+    }
+
+    /// Those that cover inodes of a volume, or did.
+    pub fn in_volume(&self, volume: VolumeId) -> impl Iterator<Item = LeaseId> {
+        let all = (volume, LeaseId(0))..=(volume, LeaseId(u64::MAX));
+        self.volumes.range(all).map(|&(_, id)| id)
+    }
+
+    fn cover_in(&mut self, volume: VolumeId, id: LeaseId) {
+        if self.live.contains_key(&id) && !self.volumes.contains(&(volume, id)) {
+            self.volumes.insert((volume, id));
+        }
+    }
+
+    fn volumes_of(&self, id: LeaseId) -> impl Iterator<Item = VolumeId> {
+        self.volumes.iter().filter(move |(_, of)| *of == id).map(|&(volume, _)| volume)
+    }
+
+    fn end(&mut self, id: LeaseId) {
+        self.live.remove(&id);
+        let ended: Vec<_> = self.volumes_of(id).map(|volume| (volume, id)).collect();
+        for of_volume in ended {
+            self.volumes.remove(&of_volume);
+        }
     }
 }
 
@@ -109,7 +135,9 @@ impl Tree {
             | Command::AcquireLease(_)
             | Command::ReleaseLease(_)
             | Command::Drain(_)
-            | Command::SetVolume(_) => return None,
+            | Command::SetVolume(_)
+            | Command::CreateSnapshot(_)
+            | Command::DeleteSnapshot(_) => return None,
         })
     }
 
@@ -169,7 +197,8 @@ impl Tree {
     pub(super) fn new_lease(&mut self, node: NodeId) -> Result<LeaseId, TreeError> {
         let id = self.leases.next;
         let next_ino = self.next_ino;
-        let end_ino = Ino(next_ino.0.checked_add(LEASE_INODES).ok_or(TreeError::NoSpace)?);
+        let end_ino = next_ino.0.checked_add(LEASE_INODES).filter(|end| *end <= INO_END);
+        let end_ino = Ino(end_ino.ok_or(TreeError::NoSpace)?);
         self.next_ino = end_ino;
         self.leases.next = LeaseId(id.0 + 1);
         self.leases.live.insert(id, WriteLease { node, next_ino, end_ino, drained: 0 });
@@ -213,6 +242,7 @@ impl Tree {
         self.changes.covered(ino);
         if let Some(inode) = self.inodes.get_mut(&ino) {
             Arc::make_mut(inode).lease = lease;
+            self.leases.cover_in(inode.volume, lease);
         }
     }
 
@@ -223,6 +253,7 @@ impl Tree {
             && let Some(inode) = self.inodes.get_mut(&ino)
         {
             Arc::make_mut(inode).lease = lease;
+            self.leases.cover_in(inode.volume, lease);
         }
     }
 
@@ -234,7 +265,7 @@ impl Tree {
         let id = LeaseId(command.lease);
         match self.leases.live.get(&id) {
             Some(lease) if lease.node == node => {
-                self.leases.live.remove(&id);
+                self.leases.end(id);
                 Ok(())
             }
             Some(_) | None => Err(TreeError::Stale),
@@ -244,7 +275,7 @@ impl Tree {
     /// The node is gone or fenced, and with it what it had not drained.
     pub(super) fn end_lease(&mut self, node: NodeId) {
         if let Some(id) = self.leases.of(node) {
-            self.leases.live.remove(&id);
+            self.leases.end(id);
             self.changes.fenced();
         }
     }
@@ -335,6 +366,13 @@ impl Tree {
         Ok(ino)
     }
 
+    /// A stream from before there were snapshots does not tell in which volumes leases cover inodes.
+    pub(super) fn restore_covered(&mut self) {
+        for inode in self.inodes.values() {
+            self.leases.cover_in(inode.volume, inode.lease);
+        }
+    }
+
     pub(super) fn lease_records(&self) -> impl Iterator<Item = LeaseRecord> {
         self.leases.live.iter().map(|(id, lease)| LeaseRecord {
             lease: id.0,
@@ -342,6 +380,7 @@ impl Tree {
             next_ino: lease.next_ino.0,
             end_ino: lease.end_ino.0,
             drained: lease.drained,
+            volumes: self.leases.volumes_of(*id).map(|volume| volume.0).collect(),
         })
     }
 
@@ -361,6 +400,9 @@ impl Tree {
         let (next_ino, end_ino) = range.into_inner();
         let lease = WriteLease { node, next_ino, end_ino, drained: record.drained };
         self.leases.live.insert(id, lease);
+        for &volume in &record.volumes {
+            self.leases.cover_in(VolumeId(volume), id);
+        }
         Ok(())
     }
 }

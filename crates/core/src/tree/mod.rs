@@ -57,7 +57,9 @@ mod local;
 pub mod locks;
 mod namespace;
 mod orphans;
+mod past;
 mod snapshot;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -83,6 +85,7 @@ pub use inode::{Inode, Kind};
 pub use leases::WriteLease;
 pub use local::{Executed, Local, Pending, Refusal};
 pub use snapshot::{SnapshotError, TreeLoader};
+pub use snapshots::{SNAPSHOTS_NAME, Snapshot, in_one_snapshot, is_past};
 pub use volumes::{ROOT_VOLUME, Volume};
 
 use crate::limits;
@@ -94,6 +97,7 @@ use inode::Body;
 use leases::WriteLeases;
 use locks::Locks;
 use orphans::Orphans;
+use snapshots::Snapshots;
 use volumes::Volumes;
 
 /// The root directory's inode.
@@ -110,6 +114,7 @@ pub struct Tree {
     allocated: u64,
     leases: WriteLeases,
     volumes: Volumes,
+    snapshots: Snapshots,
     /// What is applied now was promised room before.
     reserved: bool,
     /// Commands, for the local view of a node with pending changes. No part of what a snapshot holds.
@@ -163,6 +168,8 @@ impl Tree {
     }
 
     fn bare() -> Self {
+        let mut snapshots = Snapshots::default();
+        snapshots.shelve(ROOT_VOLUME, ROOT, Time::ZERO);
         Self {
             inodes: OrdMap::new(),
             next_ino: ROOT,
@@ -172,6 +179,7 @@ impl Tree {
             allocated: 0,
             leases: WriteLeases::default(),
             volumes: Volumes::default(),
+            snapshots,
             reserved: false,
             executed: None,
             changes: Changes::default(),
@@ -207,6 +215,7 @@ impl Tree {
         command: &Command,
         granted: &mut Vec<Waiter>,
     ) -> Result<Outcome, TreeError> {
+        self.refuse_past(command)?;
         match command {
             Command::Create(create) => self.create(now, create),
             Command::CreateUnnamed(create) => self.create_unnamed(now, node, create),
@@ -231,6 +240,9 @@ impl Tree {
                 Ok(done())
             }
             Command::Reap(reap) => self.reap(now, reap),
+            Command::Lock(lock) if is_past(Ino(lock.ino)) => {
+                self.lock_past(Ino(lock.ino), lock.exclusive)
+            }
             Command::Lock(lock) => {
                 self.inode(Ino(lock.ino))?;
                 self.locks.lock(node, lock, granted).map(Outcome::Locked)
@@ -247,12 +259,18 @@ impl Tree {
             Command::Drain(drain) => self.drain(node, drain, granted),
             Command::CreateVolume(create) => self.create_volume(now, create),
             Command::SetVolume(set) => self.set_volume(set).map(|()| done()),
+            Command::CreateSnapshot(create) => self.create_snapshot(now, create),
+            Command::DeleteSnapshot(delete) => self.delete_snapshot(now, delete),
         }
     }
 
-    /// The inode, orphans included. `Stale` if there is none.
+    /// The inode, orphans and those of snapshots included. `Stale` if there is none.
     pub fn inode(&self, ino: Ino) -> Result<&Inode, TreeError> {
-        self.inodes.get(&ino).map(AsRef::as_ref).ok_or(TreeError::Stale)
+        let inode = match is_past(ino) {
+            false => self.inodes.get(&ino).map(AsRef::as_ref),
+            true => self.past_inode(ino),
+        };
+        inode.ok_or(TreeError::Stale)
     }
 
     /// For changes that somebody can see.
@@ -266,25 +284,28 @@ impl Tree {
         Ok(self.inode(ino)?.attributes(ino))
     }
 
-    /// A name in a directory. `.` and `..` are understood.
+    /// A name in a directory. `.` and `..` are understood, as is that of the directory of snapshots.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Ino, TreeError> {
         let directory = self.directory(parent)?;
         match name {
             b"." => Ok(parent),
-            b".." => Ok(directory.parent),
+            b".." => self.parent(parent),
             name => {
                 let name = directory::valid_name(name)?;
-                directory.get(name).map(|entry| entry.ino).ok_or(TreeError::NotFound)
+                let found = directory.get(name).map(|entry| self.beside(parent, entry.ino));
+                found.or_else(|| self.shelf_of(parent, name)).ok_or(TreeError::NotFound)
             }
         }
     }
 
     /// The parent of a directory that still has a name.
     pub fn parent(&self, ino: Ino) -> Result<Ino, TreeError> {
-        Ok(self.directory(ino)?.parent)
+        let parent = self.beside(ino, self.directory(ino)?.parent);
+        Ok(self.past_parent(ino).unwrap_or(parent))
     }
 
-    /// The entries of a directory behind `after` (0 at first), `.` and `..` included, lazily.
+    /// The entries of a directory behind `after` (0 at first), `.` and `..` included, lazily. The directory of
+    /// snapshots is not among them.
     pub fn read_directory(
         &self,
         ino: Ino,
@@ -292,11 +313,11 @@ impl Tree {
     ) -> Result<impl Iterator<Item = Listed<'_>>, TreeError> {
         let directory = self.directory(ino)?;
         let dot = |name, ino, cookie| Listed { name, ino, kind: Kind::Directory, cookie };
-        let dots = [dot(&b"."[..], ino, COOKIE_SELF), dot(b"..", directory.parent, COOKIE_PARENT)];
+        let dots = [dot(&b"."[..], ino, COOKIE_SELF), dot(b"..", self.parent(ino)?, COOKIE_PARENT)];
         let dots = dots.into_iter().filter(move |listed| listed.cookie > after);
-        let entries = directory.after(after.max(COOKIE_PARENT)).map(|(name, entry)| Listed {
+        let entries = directory.after(after.max(COOKIE_PARENT)).map(move |(name, entry)| Listed {
             name,
-            ino: entry.ino,
+            ino: self.beside(ino, entry.ino),
             kind: entry.kind,
             cookie: entry.cookie,
         });
@@ -381,7 +402,8 @@ impl Tree {
 
     fn room_for_inode(&self) -> Result<(), TreeError> {
         let max = limits::INODES_MAX - self.kept_back(limits::RESERVED_MAX);
-        if self.inodes.len() < max { Ok(()) } else { Err(TreeError::NoSpace) }
+        let fits = self.inodes.len() < max && self.next_ino.0 < limits::INO_END;
+        if fits { Ok(()) } else { Err(TreeError::NoSpace) }
     }
 
     /// Of a reserve, what the present command may not use.

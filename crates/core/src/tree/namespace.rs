@@ -187,6 +187,7 @@ impl Tree {
         if !self.inode(entry.ino)?.directory()?.is_empty() {
             return Err(TreeError::NotEmpty);
         }
+        self.refuse_snapshots_lost(entry.ino)?;
         self.remove_name(now, parent, &command.name, entry.kind);
         self.drop_link(now, entry.ino);
         Ok(())
@@ -237,6 +238,7 @@ impl Tree {
             (false, true) => return Err(TreeError::IsDirectory),
             (true, true) | (false, false) => {}
         }
+        self.refuse_snapshots_lost(target.ino)?;
         self.remove_name(now, from, &command.name, source.kind);
         self.replace_name(now, to, &command.new_name, target.kind, source);
         self.drop_link(now, target.ino);

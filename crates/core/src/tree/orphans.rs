@@ -163,6 +163,9 @@ impl Tree {
         let Some(inode) = self.inodes.remove(&ino) else { return };
         self.allocated -= inode.allocated();
         self.volumes.remove_inode(inode.volume, inode.allocated());
+        if self.volume(inode.volume).is_none() {
+            self.snapshots.forget(inode.volume);
+        }
         if let Body::Regular(extents) = &inode.body {
             let removed: Vec<_> = extents.iter().collect();
             self.release_extents(&removed);

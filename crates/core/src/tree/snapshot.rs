@@ -7,36 +7,41 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use unum_proto::ids::{Ino, LeaseId, NodeId, VolumeId};
+use unum_proto::ids::{Ino, LeaseId, NodeId, SnapshotId, VolumeId};
 use unum_proto::tree::tree_record::Record;
 use unum_proto::tree::{
     Attributes, ChunkRecord, ChunksRecord, EndRecord, EntriesRecord, EntryRecord, ExtentsRecord,
-    HeaderRecord, InodeRecord, LocksRecord, OrphanRecord, TreeRecord, WaitRecord, WaitsRecord,
-    Xattr,
+    HeaderRecord, InodeRecord, LocksRecord, OrphanRecord, PastRecord, TreeRecord, WaitRecord,
+    WaitsRecord, Xattr,
 };
 
 use super::Tree;
 use super::attributes::valid_xattr_name;
 use super::chunks::Chunk;
 use super::content::{valid_extent, within_chunk};
-use super::directory::{Directory, Entry, valid_name};
+use super::directory::{Directory, Entry, Name, valid_name};
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap};
 use super::inode::{Body, Inode, Kind, Xattrs, valid_timestamp};
 use super::locks::{HeldLock, InodeLocks, Wait};
 use super::namespace::valid_target;
 use super::orphans::Orphan;
+use super::past::Reading;
 use crate::limits::{
     COUNTER_MAX, FILE_SIZE_MAX, RECORD_ITEMS_MAX, XATTR_TOTAL_SIZE_MAX, XATTR_VALUE_SIZE_MAX,
 };
 use crate::time::Time;
 
 const FORMAT: u32 = 1;
+/// With snapshots of volumes.
+const FORMAT_SNAPSHOTS: u32 = 2;
 
 /// Why a snapshot was not taken over. Fetch another one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    #[error("the snapshot has format {0}, this version reads format {FORMAT}: upgrade this node")]
+    #[error(
+        "the snapshot has format {0}, this version reads formats up to {FORMAT_SNAPSHOTS}: upgrade this node"
+    )]
     Format(u32),
     #[error("record {at} of the snapshot is malformed: {why}")]
     Malformed { at: u64, why: TreeError },
@@ -52,9 +57,11 @@ impl Tree {
         let head = std::iter::once(Record::Header(self.header()));
         let inodes = self.inodes.iter().map(|(&ino, inode)| inode_record(ino, inode));
         let entries = self.inodes.iter().flat_map(|(&ino, inode)| entry_records(ino, inode));
-        let chunks = batches(self.chunks.iter_after(None), |(id, chunk)| ChunkRecord {
+        let chunks = batches(self.chunks.iter_after(None), move |(id, chunk)| ChunkRecord {
             chunk: Some(chunk.to_proto(id)),
             volume: chunk.volume.0,
+            birth: self.snapshots.newest_until(chunk.volume, chunk.birth).0,
+            dead: self.dead_on(id, chunk).0,
         });
         let chunks = chunks.map(|chunks| Record::Chunks(ChunksRecord { chunks }));
         let extents = self.inodes.iter().flat_map(|(&ino, inode)| extent_records(ino, inode));
@@ -62,24 +69,28 @@ impl Tree {
         let locks = self.locks.iter().flat_map(|(ino, locks)| lock_records(ino, locks));
         let body = head
             .chain(self.volume_records())
+            .chain(self.snapshot_records())
             .chain(inodes)
             .chain(entries)
             .chain(chunks)
             .chain(extents)
             .chain(orphans)
             .chain(locks)
-            .chain(self.lease_records().map(Record::Lease));
+            .chain(self.lease_records().map(Record::Lease))
+            .chain(self.past_records());
         ended(body)
     }
 
     fn header(&self) -> HeaderRecord {
         HeaderRecord {
-            format: FORMAT,
+            format: if self.snapshots.all.is_empty() { FORMAT } else { FORMAT_SNAPSHOTS },
             next_ino: self.next_ino.0,
             lock_version: self.locks.version(),
             next_orphan: self.orphans.next_sequence,
             next_lease: self.leases.next.0,
             next_volume: self.volumes.next.0,
+            next_snapshot: self.snapshots.next.0,
+            last_slot: self.snapshots.last_slot.into(),
         }
     }
 
@@ -121,7 +132,7 @@ fn ended(records: impl Iterator<Item = Record>) -> impl Iterator<Item = TreeReco
     })
 }
 
-fn batches<T, U>(
+pub(super) fn batches<T, U>(
     items: impl Iterator<Item = T>,
     convert: impl Fn(T) -> U,
 ) -> impl Iterator<Item = Vec<U>> {
@@ -132,7 +143,7 @@ fn batches<T, U>(
     })
 }
 
-fn inode_record(ino: Ino, inode: &Inode) -> Record {
+pub(super) fn inode_record(ino: Ino, inode: &Inode) -> Record {
     let (parent, next_cookie) = match &inode.body {
         Body::Directory(directory) => (directory.parent.0, directory.next_cookie()),
         _ => (0, 0),
@@ -160,7 +171,13 @@ fn inode_record(ino: Ino, inode: &Inode) -> Record {
 
 fn entry_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
     let directory = inode.directory().ok().into_iter();
-    let entries = directory.flat_map(|directory| directory.after(0));
+    entries_of(ino, directory.flat_map(|directory| directory.after(0)))
+}
+
+pub(super) fn entries_of<'a>(
+    ino: Ino,
+    entries: impl Iterator<Item = (&'a Name, Entry)>,
+) -> impl Iterator<Item = Record> {
     let entries = batches(entries, |(name, entry)| EntryRecord {
         name: Bytes::copy_from_slice(name),
         ino: entry.ino.0,
@@ -171,7 +188,14 @@ fn entry_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
 
 fn extent_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
     let map = inode.extents().ok().into_iter();
-    let extents = batches(map.flat_map(|map| map.iter()), |extent| unum_proto::tree::Extent {
+    extents_of(ino, map.flat_map(|map| map.iter()))
+}
+
+pub(super) fn extents_of(
+    ino: Ino,
+    extents: impl Iterator<Item = Extent>,
+) -> impl Iterator<Item = Record> {
+    let extents = batches(extents, |extent| unum_proto::tree::Extent {
         offset: extent.offset,
         length: extent.length,
         chunk: extent.source.map(|source| source.chunk.into()),
@@ -194,6 +218,8 @@ fn lock_records(ino: Ino, locks: &InodeLocks) -> impl Iterator<Item = Record> {
 #[derive(Debug)]
 pub struct TreeLoader {
     tree: Tree,
+    /// The snapshot of a volume that records are about by now.
+    past: Option<Reading>,
     records: u64,
     begun: bool,
     ended: bool,
@@ -207,7 +233,7 @@ impl Default for TreeLoader {
 
 impl TreeLoader {
     pub fn new() -> Self {
-        Self { tree: Tree::bare(), records: 0, begun: false, ended: false }
+        Self { tree: Tree::bare(), past: None, records: 0, begun: false, ended: false }
     }
 
     /// Takes the next record. After an error the loader is good for nothing more.
@@ -220,6 +246,7 @@ impl TreeLoader {
         }
         if let Record::Header(header) = record
             && header.format != FORMAT
+            && header.format != FORMAT_SNAPSHOTS
         {
             return Err(SnapshotError::Format(header.format));
         }
@@ -234,6 +261,7 @@ impl TreeLoader {
             return Err(SnapshotError::Truncated(self.records));
         }
         let mut tree = self.tree;
+        tree.restore_covered();
         // What was read is no change.
         tree.take_changes();
         let faults = tree.check();
@@ -244,6 +272,11 @@ impl TreeLoader {
         match record {
             Record::Header(header) => self.put_header(header),
             Record::Volume(volume) => self.tree.restore_volume(volume),
+            Record::Snapshot(snapshot) => self.tree.restore_snapshot(snapshot),
+            Record::Past(past) => self.put_past(past),
+            Record::Without(without) => {
+                self.past.as_mut().ok_or(TreeError::Invalid)?.put_without(without)
+            }
             Record::Inode(inode) => self.put_inode(inode),
             Record::Entries(entries) => self.put_entries(entries),
             Record::Chunks(chunks) => self.put_chunks(chunks),
@@ -269,7 +302,24 @@ impl TreeLoader {
         self.tree.leases.next = LeaseId(header.next_lease.max(1));
         let volumes = &mut self.tree.volumes;
         volumes.next = volumes.next.max(VolumeId(header.next_volume));
+        let snapshots = &mut self.tree.snapshots;
+        snapshots.next = SnapshotId(header.next_snapshot.max(1));
+        snapshots.last_slot = u16::try_from(header.last_slot).map_err(|_| TreeError::Invalid)?;
         Ok(())
+    }
+
+    fn put_past(&mut self, record: &PastRecord) -> Result<(), TreeError> {
+        if self.past.as_ref().is_some_and(|past| past.id.0 != record.snapshot) {
+            self.end_past();
+        }
+        self.past = Some(self.tree.read_past(self.past.take(), record)?);
+        Ok(())
+    }
+
+    fn end_past(&mut self) {
+        if let Some(past) = self.past.take() {
+            self.tree.end_past(past);
+        }
     }
 
     fn put_inode(&mut self, record: &InodeRecord) -> Result<(), TreeError> {
@@ -277,6 +327,9 @@ impl TreeLoader {
         let ino = Ino(attributes.ino);
         let volume = self.tree.restored_volume(record.volume)?;
         let inode = restored_inode(attributes, record, volume)?;
+        if let Some(past) = &mut self.past {
+            return past.put_inode(ino, inode);
+        }
         self.tree.volumes.add_inode(volume);
         match self.tree.inodes.insert(ino, Arc::new(inode)) {
             None => Ok(()),
@@ -287,27 +340,35 @@ impl TreeLoader {
     fn put_entries(&mut self, record: &EntriesRecord) -> Result<(), TreeError> {
         let entries = record.entries.iter().map(|entry| {
             let ino = Ino(entry.ino);
-            let kind = self.tree.inode(ino)?.kind();
+            let kind = match &self.past {
+                None => self.tree.inode(ino)?.kind(),
+                Some(past) => past.kind_of(ino),
+            };
             Ok((valid_name(&entry.name)?, Entry { ino, kind, cookie: entry.cookie }))
         });
         let entries = entries.collect::<Result<Vec<_>, TreeError>>()?;
-        let inode = self.tree.inode_mut(Ino(record.directory))?;
-        let Body::Directory(directory) = &mut inode.body else {
-            return Err(TreeError::NotDirectory);
+        let directory = match &mut self.past {
+            None => directory_of(self.tree.inode_mut(Ino(record.directory))?)?,
+            Some(past) => past.directory(Ino(record.directory))?,
         };
         let fits = entries.into_iter().all(|(name, entry)| directory.restore(name, entry));
         if fits { Ok(()) } else { Err(TreeError::Exists) }
     }
 
     fn put_chunks(&mut self, record: &ChunksRecord) -> Result<(), TreeError> {
-        for chunk in &record.chunks {
-            let proto = chunk.chunk.as_ref().ok_or(TreeError::Invalid)?;
-            let volume = self.tree.restored_volume(chunk.volume)?;
+        for proto_of in &record.chunks {
+            let proto = proto_of.chunk.as_ref().ok_or(TreeError::Invalid)?;
+            let volume = self.tree.restored_volume(proto_of.volume)?;
             let (id, chunk) = Chunk::from_proto(volume, proto)?;
             if self.tree.chunks.get(id).is_some() {
                 return Err(TreeError::Exists);
             }
-            self.tree.chunks.add(id, chunk);
+            let (birth, dead) = (SnapshotId(proto_of.birth), SnapshotId(proto_of.dead));
+            let length = chunk.length;
+            self.tree.chunks.add(id, Chunk { birth, ..chunk });
+            if dead != SnapshotId(0) && !self.tree.snapshots.put_dead(dead, birth, id, length) {
+                return Err(TreeError::Invalid);
+            }
         }
         Ok(())
     }
@@ -321,7 +382,9 @@ impl TreeLoader {
                 if !within_chunk(&extent, chunk) {
                     return Err(TreeError::Invalid);
                 }
-                self.tree.chunks.acquire(source.chunk, extent.length);
+                if self.past.is_none() {
+                    self.tree.chunks.acquire(source.chunk, extent.length);
+                }
             }
             self.put_extent(ino, extent)?;
         }
@@ -329,15 +392,15 @@ impl TreeLoader {
     }
 
     fn put_extent(&mut self, ino: Ino, extent: Extent) -> Result<(), TreeError> {
+        if let Some(past) = &mut self.past {
+            return insert_extent(past.map(ino)?, extent);
+        }
         let inode = self.tree.inode_mut(ino)?;
         let volume = inode.volume;
         let Body::Regular(map) = &mut inode.body else {
             return Err(TreeError::Invalid);
         };
-        if map.overlapping(extent.offset, extent.end()).next().is_some() {
-            return Err(TreeError::Invalid);
-        }
-        map.insert(extent);
+        insert_extent(map, extent)?;
         self.tree.allocated = self.tree.allocated.saturating_add(extent.length);
         self.tree.volumes.add_bytes(volume, extent.length);
         Ok(())
@@ -372,9 +435,25 @@ impl TreeLoader {
     }
 
     fn put_end(&mut self, end: &EndRecord) -> Result<(), TreeError> {
+        self.end_past();
         self.ended = end.records == self.records;
         if self.ended { Ok(()) } else { Err(TreeError::Invalid) }
     }
+}
+
+fn directory_of(inode: &mut Inode) -> Result<&mut Directory, TreeError> {
+    match &mut inode.body {
+        Body::Directory(directory) => Ok(directory),
+        _ => Err(TreeError::NotDirectory),
+    }
+}
+
+fn insert_extent(map: &mut ExtentMap, extent: Extent) -> Result<(), TreeError> {
+    if map.overlapping(extent.offset, extent.end()).next().is_some() {
+        return Err(TreeError::Invalid);
+    }
+    map.insert(extent);
+    Ok(())
 }
 
 fn restored_lock(raw: &unum_proto::tree::HeldLock) -> Result<HeldLock, TreeError> {

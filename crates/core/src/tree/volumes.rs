@@ -135,6 +135,10 @@ impl Tree {
         self.volumes.all.iter().map(|(&id, volume)| (id, volume))
     }
 
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.all.get(&id)
+    }
+
     /// The volume that an inode belongs to.
     pub fn volume_of(&self, ino: Ino) -> Result<(VolumeId, &Volume), TreeError> {
         let id = self.inode(ino)?.volume;
@@ -217,6 +221,7 @@ impl Tree {
         self.volumes.next = next;
         self.volumes.all.insert(id, volume);
         self.volumes.add_inode(id);
+        self.snapshots.shelve(id, ino, Time::ZERO);
         self.inodes.insert(ino, Arc::new(inode));
         self.cover_newborn(parent, ino);
         self.add_name(now, parent, name, ino, Kind::Directory);
@@ -270,7 +275,13 @@ impl Tree {
     pub(super) fn volume_records(&self) -> impl Iterator<Item = Record> {
         self.volumes().map(|(id, volume)| {
             let settings = Some(volume.settings());
-            Record::Volume(VolumeRecord { volume: id.0, root: volume.root.0, settings })
+            let snapshots_changed = self.snapshots.changed(id).0;
+            Record::Volume(VolumeRecord {
+                volume: id.0,
+                root: volume.root.0,
+                settings,
+                snapshots_changed,
+            })
         })
     }
 
@@ -284,6 +295,7 @@ impl Tree {
         }
         let volume = Volume::new(root).with(record.settings.as_ref())?;
         self.volumes.all.insert(id, volume);
+        self.snapshots.shelve(id, root, Time(record.snapshots_changed));
         Ok(())
     }
 

@@ -20,5 +20,8 @@ unum_net::methods! {
     pub ValueDelete = "admin.value-delete", Control, ValueDeleteRequest => ValueDeleteReply;
     pub VolumeCreate = "admin.volume-create", Control, VolumeCreateRequest => VolumeCreateReply;
     pub VolumeSet = "admin.volume-set", Control, VolumeSetRequest => VolumeSetReply;
+    pub SnapshotCreate = "admin.snapshot-create", Control, SnapshotCreateRequest => SnapshotCreateReply;
+    pub SnapshotDelete = "admin.snapshot-delete", Control, SnapshotDeleteRequest => SnapshotDeleteReply;
+    pub SnapshotList = "admin.snapshot-list", Control, idempotent, SnapshotListRequest => SnapshotListReply;
     pub VolumeList = "admin.volume-list", Control, idempotent, VolumeListRequest => VolumeListReply;
 }

@@ -8,6 +8,7 @@ pub mod access;
 mod check;
 pub mod life;
 pub mod methods;
+pub mod snapshots;
 pub mod status;
 pub mod tokens;
 pub mod values;
@@ -51,6 +52,9 @@ impl Api {
         router = on::<methods::ValuePut, _>(router, &self, values::put);
         router = on::<methods::ValueList, _>(router, &self, values::list);
         router = on::<methods::ValueDelete, _>(router, &self, values::delete);
+        router = on::<methods::SnapshotCreate, _>(router, &self, snapshots::create);
+        router = on::<methods::SnapshotDelete, _>(router, &self, snapshots::delete);
+        router = on::<methods::SnapshotList, _>(router, &self, snapshots::list);
         router = on::<methods::VolumeCreate, _>(router, &self, volumes::create);
         router = on::<methods::VolumeSet, _>(router, &self, volumes::set);
         router = on::<methods::VolumeList, _>(router, &self, volumes::list);

@@ -4,6 +4,7 @@ use super::{Api, registry_status, time_left};
 use crate::cluster::running::Parts;
 use crate::files::Files;
 use crate::files::errno::FileError;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use unum_core::tree::{ROOT_VOLUME, Tree, TreeError, Volume};
 use unum_net::{Code, Incoming, Status};
@@ -61,7 +62,7 @@ pub async fn list(
     Ok(VolumeListReply { volumes })
 }
 
-fn files_of(parts: &Parts) -> Result<&Arc<Files>, Status> {
+pub(super) fn files_of(parts: &Parts) -> Result<&Arc<Files>, Status> {
     parts.services.files().ok_or_else(|| {
         let why = "this node has no file tree; ask a node that has it mounted, see `unum nodes`";
         Status::new(Code::Unavailable, why)
@@ -89,6 +90,11 @@ async fn shown(
         .filter(|(id, volume)| wanted(*id, volume))
         .map(|(id, volume)| (id, *volume))
         .collect();
+    let kept = volumes.iter().map(|(id, _)| {
+        let count = tree.snapshots_of(*id).count() as u32;
+        (*id, (count, tree.kept_bytes(*id)))
+    });
+    let kept: BTreeMap<VolumeId, (u32, u64)> = kept.collect();
     let paths = tokio::task::spawn_blocking(move || tree.volume_paths()).await;
     let paths = paths.map_err(|error| Status::internal(error.to_string()))?;
     let shown = volumes.into_iter().filter_map(|(id, volume)| {
@@ -103,13 +109,15 @@ async fn shown(
             quota_inodes: volume.quota_inodes.unwrap_or(0),
             used_bytes: volume.used_bytes,
             used_inodes: volume.used_inodes,
+            snapshots: kept.get(&id).map_or(0, |(count, _)| *count),
+            snapshot_bytes: kept.get(&id).map_or(0, |(_, bytes)| *bytes),
         })
     });
     Ok(shown.collect())
 }
 
 /// Why a volume could not be made or set, as a caller of the API sees it.
-fn file_status(error: FileError) -> Status {
+pub(super) fn file_status(error: FileError) -> Status {
     let code = match &error {
         FileError::Registry(_) | FileError::Content(_) => Code::Unavailable,
         FileError::Tree(TreeError::Exists) => Code::Exists,

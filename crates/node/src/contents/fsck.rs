@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep};
 use unum_core::placement::chunks::Place;
 use unum_core::placement::redundancy::{Need, View};
-use unum_core::tree::{Chunk, Kind, ROOT, Tree};
+use unum_core::tree::{Chunk, Kind, ROOT, SNAPSHOTS_NAME, Tree, in_one_snapshot, is_past};
 use unum_net::{CallOptions, Code, Method, Name, Status};
 use unum_proto::admin::fsck_event::Kind as Event;
 use unum_proto::admin::{FindingKind, FsckFinding, FsckProgress, FsckReply, FsckRequest};
@@ -488,24 +488,38 @@ fn name_files(finding: &mut FsckFinding, inodes: &[Ino], paths: &Paths) {
     finding.what += &format!("; the chunk is also in {shown}");
 }
 
+fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
+    match path.is_empty() {
+        true => name.to_vec(),
+        false => [path, name].join(&b'/'),
+    }
+}
+
 /// One path of each, below the root.
 fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> Paths {
     let mut paths = BTreeMap::new();
     let mut open = vec![(ROOT, Vec::new())];
-    while let Some((directory, path)) = open.pop() {
+    // Where snapshots are found: looked through after all that is there today.
+    let mut shelves = Vec::new();
+    let of_snapshots = wanted.iter().any(|ino| is_past(*ino));
+    while let Some((directory, path)) = open.pop().or_else(|| shelves.pop()) {
         let Ok(entries) = tree.read_directory(directory, 0) else { continue };
         for entry in entries.filter(|entry| !matches!(entry.name, b"." | b"..")) {
-            let mut below: Vec<u8> = path.clone();
-            if !below.is_empty() {
-                below.push(b'/');
-            }
-            below.extend_from_slice(entry.name);
+            let below = joined(&path, entry.name);
             if wanted.contains(&entry.ino) {
                 paths.entry(entry.ino).or_insert_with(|| below.clone());
             }
-            if entry.kind == Kind::Directory {
+            let leads = !is_past(entry.ino)
+                || in_one_snapshot(directory, entry.ino)
+                || wanted.iter().any(|ino| in_one_snapshot(*ino, entry.ino));
+            if leads && entry.kind == Kind::Directory {
                 open.push((entry.ino, below));
             }
+        }
+        // Nothing lists what is in snapshots.
+        let found = tree.lookup(directory, SNAPSHOTS_NAME).ok();
+        if of_snapshots && let Some(snapshots) = found.filter(|found| is_past(*found)) {
+            shelves.push((snapshots, joined(&path, SNAPSHOTS_NAME)));
         }
         if paths.len() == wanted.len() {
             break;

@@ -35,7 +35,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use unum_core::time::Time;
-use unum_core::tree::{Change, Tree, What};
+use unum_core::tree::{Change, Tree, What, in_one_snapshot, is_past};
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::Attributes;
 use unum_sys::fuse::{Discard, Ino as Nodeid, Ledger, Notifier, Trusted};
@@ -458,6 +458,10 @@ impl Caches {
         for change in &changed.changes {
             let own = change.by == self.node;
             match &change.what {
+                // What the kernel knows by names is found to be gone when it asks for them again.
+                What::Inode(ino) if is_past(*ino) && tree.inode(*ino).is_err() => {
+                    self.drop_snapshot(*ino, state);
+                }
                 What::Inode(ino) => {
                     let Some(known) = state.inodes.get_mut(ino) else { continue };
                     let content = tree.inode(*ino).map_or(Time::ZERO, |inode| inode.content_time);
@@ -503,6 +507,15 @@ impl Caches {
             }
         }
         (recalls, again)
+    }
+
+    /// A snapshot is gone, and all its inodes with its root.
+    fn drop_snapshot(&self, root: Ino, state: &mut State) {
+        for ino in state.inodes.keys().filter(|ino| in_one_snapshot(**ino, root)) {
+            self.drop_attributes(*ino);
+        }
+        state.inodes.retain(|ino, _| !in_one_snapshot(*ino, root));
+        state.names.retain(|parent, _| !in_one_snapshot(*parent, root));
     }
 
     fn take_back_attributes(

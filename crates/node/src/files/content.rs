@@ -294,7 +294,7 @@ impl Call<'_> {
     /// back by itself is seen by all.
     pub(super) async fn fsync(&self, fh: Fh) -> Result<(), FileError> {
         self.sync().await?;
-        self.files.settled(&[self.ino], self.deadline).await?;
+        self.files.shown_to_all(self.ino, self.deadline).await?;
         self.failure(fh)
     }
 

@@ -74,6 +74,9 @@ fn tree_errno(error: TreeError) -> Errno {
         TreeError::CrossesVolumes => Errno::XDEV,
         // Asking the holder took longer than the call may.
         TreeError::Held => Errno::TIMEDOUT,
+        TreeError::ReadOnly => Errno::ROFS,
+        TreeError::HasSnapshots => Errno::BUSY,
+        TreeError::TooManySnapshots => Errno::NOSPC,
     }
 }
 

@@ -59,6 +59,9 @@ impl Call<'_> {
         wait: bool,
         signal: &Signal,
     ) -> Result<(), FileError> {
+        if let Some(locked) = self.lock_past(request.range.kind) {
+            return locked;
+        }
         let exclusive = match request.range.kind {
             LockKind::Unlock => return self.unlock(&request).await,
             LockKind::Write => true,
@@ -94,7 +97,7 @@ impl Call<'_> {
         tokio::select! {
             biased;
             () = self.granted() => Ok(()),
-            () = signal.came() => self.give_up(request).await,
+            () = signal.taken() => self.give_up(request).await,
         }
     }
 
@@ -128,7 +131,7 @@ impl Call<'_> {
     /// It also tells that changes were lost, and what the kernel wrote back before it is seen by all.
     pub(super) async fn flush(&self, fh: Fh, owner: LockOwner) -> Result<(), FileError> {
         self.release_locks(LockFamily::Fcntl, owner).await?;
-        if let Err(error) = self.files.settled(&[self.ino], self.deadline).await {
+        if let Err(error) = self.files.shown_to_all(self.ino, self.deadline).await {
             // It is made all the same, and others who look wait for it.
             tracing::debug!(%error, "a file is closed before its last bytes are seen by all");
         }

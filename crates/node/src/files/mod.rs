@@ -16,6 +16,7 @@
 //! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
 //! - `volumes`: what root asks of whole volumes
+//! - `snapshots`: what volumes were at one moment
 //! - `upkeep`: orphans, leftover locks, ragged files
 //!
 //! Leaves out on purpose: permission checks (the kernel makes them, `default_permissions`) and
@@ -32,6 +33,7 @@ pub mod mount;
 mod namespace;
 mod operations;
 pub mod replicas;
+mod snapshots;
 mod upkeep;
 mod volumes;
 
@@ -196,8 +198,14 @@ impl Files {
     ) -> Result<T, FileError> {
         let registry = &self.parts.registry;
         self.log.resume(deadline).await?;
+        let mut frozen = false;
         let seen = self.look(|tree| {
-            let (inodes, standing) = self.standing(tree, about(tree));
+            let inodes = about(tree);
+            frozen = snapshots::are_frozen(tree, inodes);
+            if frozen {
+                return Some(look(tree, Trust::Kernel));
+            }
+            let (inodes, standing) = self.standing(tree, inodes);
             let shown = match standing {
                 Standing::Ours => true,
                 Standing::Theirs(_) => false,
@@ -207,7 +215,7 @@ impl Files {
                 .then(|| look(tree, Trust::Kernel))
         });
         match seen {
-            Some(seen) if registry.holds_lease() => Ok(seen),
+            Some(seen) if frozen || registry.holds_lease() => Ok(seen),
             // Most calls need nobody else: the room for those that do is not theirs.
             _ => Box::pin(self.see_at_last(deadline, about, look)).await,
         }
@@ -267,6 +275,18 @@ impl Files {
             0 => Ok(()),
             index => Ok(registry.settle(index, left(deadline)).await?),
         }
+    }
+
+    /// Returns once no node shows what was before what is here of this inode: at once while this node's write
+    /// lease covers it, for who looks at it elsewhere asks this node first.
+    async fn shown_to_all(&self, ino: Ino, deadline: Instant) -> Result<(), FileError> {
+        let registry = &self.parts.registry;
+        let covered = self.look(|tree| tree.holder_of(ino) == Some(self.parts.node));
+        // A lease that is granted counts once the grant is stable, and until the read lease is over.
+        if covered && registry.ungranted() == 0 && registry.holds_lease() {
+            return Ok(());
+        }
+        self.settled(&[ino], deadline).await
     }
 
     /// Looks at the tree as it is here now.
@@ -395,6 +415,7 @@ impl Call<'_> {
         command: &tree_command::Command,
         drafts: &[Draft],
     ) -> Result<Option<tree_reply::Outcome>, FileError> {
+        self.look(|tree| tree.refuse_past(command))?;
         let seq = self.next_step()?;
         let (log, deadline) = (&self.files.log, self.deadline);
         let made = log.make(seq, self.resent, command, drafts, deadline).await?;

@@ -28,6 +28,10 @@ pub const KEPT_NAME: &str = "fuse";
 /// How long the readers may take to stop.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// How far the kernel reads ahead of who reads a file in order, in KiB: one chunk, of which two are then on
+/// their way at a time. What is mapped and used here and there is read in pieces of it, so more would be too much.
+const READ_AHEAD_KIB: u32 = 1024;
+
 /// Threads that read requests. The answers are made elsewhere, so few are enough.
 const READERS: usize = 2;
 
@@ -129,7 +133,17 @@ impl Connection {
         if !self.fresh {
             files.recall_lock_owners();
         }
+        self.read_ahead();
         self.serve_by(runtime, move |request| files.clone().answer(request))
+    }
+
+    fn read_ahead(&self) {
+        let connection = ConnectionId::of_mount(&self.path).ok().flatten();
+        if let Some(connection) = connection
+            && let Err(error) = connection.read_ahead(READ_AHEAD_KIB)
+        {
+            tracing::debug!(%error, "the kernel reads ahead no further than everywhere");
+        }
     }
 
     /// The same by whoever answers.

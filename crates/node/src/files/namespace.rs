@@ -26,7 +26,7 @@ use super::handles::{Handle, HandleId};
 impl Call<'_> {
     pub(super) async fn lookup(&self, name: &[u8]) -> Result<Looked, FileError> {
         let about = |tree: &Tree| [self.ino, tree.lookup(self.ino, name).unwrap_or(self.ino)];
-        let (found, trusted) = self
+        let (found, trusted, generation) = self
             .files
             .see(self.deadline, about, |tree, trust| {
                 let ino = tree.lookup(self.ino, name);
@@ -37,11 +37,13 @@ impl Call<'_> {
                     }
                     Err(_) => UNTRUSTED,
                 };
-                (found, trusted)
+                (found, trusted, tree.generation(ino.unwrap_or(self.ino)))
             })
             .await?;
         match found {
-            Ok(attributes) => Ok(Looked::Found(entry(&attributes, trusted))),
+            Ok(attributes) => {
+                Ok(Looked::Found(Entry { generation, ..entry(&attributes, trusted) }))
+            }
             Err(TreeError::NotFound) => Ok(Looked::Nothing(trusted.0)),
             Err(error) => Err(error.into()),
         }
@@ -134,6 +136,7 @@ impl Call<'_> {
     /// The open is written down before the tree is looked at: see the contract in
     /// `unum_core::tree` on files that lose their last name while open.
     pub(super) async fn open(&self, flags: u32) -> Result<Opened, FileError> {
+        self.check_flags(flags)?;
         let was_open = self.files.handles().is_open(self.ino);
         let opened = self.opened(self.ino, flags)?;
         match self.check_open(was_open).await {
@@ -191,8 +194,10 @@ impl Call<'_> {
             linkable: flags & libc::O_EXCL as u32 == 0,
             umask,
         };
+        let unnamed = Command::CreateUnnamed(unnamed);
+        self.look(|tree| tree.refuse_past(&unnamed))?;
         // Nobody else can see it.
-        let made = Box::pin(self.change_heard(Command::CreateUnnamed(unnamed), None)).await?;
+        let made = Box::pin(self.change_heard(unnamed, None)).await?;
         let attributes = inode_of(made)?;
         let opened = self.opened(Ino(attributes.ino), flags)?;
         Ok((entry(&attributes, UNTRUSTED), opened))

@@ -1,7 +1,6 @@
 //! From each call of the kernel to the method that answers it.
 //!
-//! A call that only reads is given up at once when its caller gets a signal. A call that changes
-//! something is given a short grace first, because its outcome is not known once it is given up.
+//! Which calls a signal ends, and when: [`crate::signals`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,10 +13,7 @@ use unum_sys::fuse::{Operation, Request, Responder};
 use super::attributes::is_acl;
 use super::errno::FileError;
 use super::{Call, Files};
-use crate::signals::Signal;
-
-/// How long a change may go on after its caller got a signal.
-const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+use crate::signals::{Grace, Signal};
 
 impl Files {
     /// Answers one request of the kernel.
@@ -42,9 +38,8 @@ impl Call<'_> {
     #[rustfmt::skip]
     async fn dispatch(&self, operation: Operation, to: Responder) {
         use Operation as O;
-        let signal = Signal::of(&to);
-        let read = Duration::ZERO;
-        let change = INTERRUPT_GRACE;
+        let signal = Signal::of(&to, self.pid);
+        let (read, change, sync) = (Grace::Read, Grace::Change, Grace::Sync);
         match operation {
             O::Lookup { name } => finish(to, signal.or(read, self.lookup(&name)).await, |to, l| l.answer(to)),
             O::Getattr { .. } => finish(to, signal.or(read, self.getattr()).await, |to, (a, ttl)| to.attr(&a, ttl)),
@@ -67,8 +62,8 @@ impl Call<'_> {
             O::Flush { fh, lock_owner } => finish(to, self.flush(fh, lock_owner).await, |to, ()| to.ok()),
             O::Release(release) => finish(to, self.release(release).await, |to, ()| to.ok()),
             O::Releasedir { fh, .. } => finish(to, self.close(fh).await, |to, ()| to.ok()),
-            O::Fsync { fh, .. } | O::Fsyncdir { fh, .. } => finish(to, signal.or(read, self.fsync(fh)).await, |to, ()| to.ok()),
-            O::Syncfs => finish(to, signal.or(read, self.sync()).await, |to, ()| to.ok()),
+            O::Fsync { fh, .. } | O::Fsyncdir { fh, .. } => finish(to, signal.or(sync, self.fsync(fh)).await, |to, ()| to.ok()),
+            O::Syncfs => finish(to, signal.or(sync, self.sync()).await, |to, ()| to.ok()),
             O::Setxattr { name, value, flags, acl_kill_sgid } => finish(to, signal.or(change, self.setxattr(name, value, flags, acl_kill_sgid)).await, |to, ()| to.ok()),
             O::Getxattr { name, size } if is_acl(&name) => {
                 let (list, trusted) = match signal.or(read, async { Ok(self.getacl(&name, size).await) }).await {

@@ -61,7 +61,7 @@ impl Files {
         }
     }
 
-    async fn change_heard_by_all(
+    pub(super) async fn change_heard_by_all(
         &self,
         command: &Command,
         deadline: Instant,

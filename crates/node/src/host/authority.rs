@@ -13,17 +13,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
-use unum_net::{CallOptions, Client, Guard, Incoming, Name, Router, Status};
+use tokio::time::Instant;
+use unum_net::{CallOptions, Client, Code, Guard, Incoming, Name, Router, Status};
 use unum_proto::host as wire;
 use unum_proto::ids::NodeId;
 use unum_sys::credentials::{GROUPS_MAX, User};
+use unum_sys::locks::{Kind, Range};
 
 use super::grants::Grants;
+use super::locks::{self, Locks, Owner};
 use super::objects::{self, Object, acting};
 use super::opens::{Answers, ChangeId, Opens};
 use super::places::{Places, Policy};
 use super::seal::{Grant, Key, Place};
-use super::{Append, Change, Look, Read, Recall, Release, Renew, Sync, Write};
+use super::{Append, Change, EndLocks, Lock, Look, Read, Recall, Release, Renew, Sync, Write};
 use crate::registry::Registry;
 
 /// Calls that may be at work at once; more wait.
@@ -40,6 +43,7 @@ pub struct Authority {
     client: Client,
     key: Key,
     opens: Opens,
+    locks: Locks,
     changes: Answers<wire::Answer>,
     appends: Answers<wire::WriteReply>,
     workers: Semaphore,
@@ -55,7 +59,12 @@ type Answered = Result<wire::Answer, Errno>;
 
 impl Authority {
     /// `run_dir`: where the key is kept.
-    pub fn new(policy: Policy, run_dir: &Path, client: Client) -> std::io::Result<Arc<Self>> {
+    pub fn new(
+        policy: Policy,
+        run_dir: &Path,
+        client: Client,
+        locks: Locks,
+    ) -> std::io::Result<Arc<Self>> {
         let places = Arc::new(Places::new(policy.clone()));
         let marked = places.clone();
         let record = run_dir.join("host-leases");
@@ -68,6 +77,7 @@ impl Authority {
             places,
             client,
             opens: Opens::default(),
+            locks,
             changes: Answers::default(),
             appends: Answers::default(),
             workers: Semaphore::new(WORKERS_MAX),
@@ -96,6 +106,8 @@ impl Authority {
             .call::<Write>(answer!(write))
             .call::<Append>(answer!(append))
             .call::<Sync>(answer!(sync))
+            .call::<Lock>(answer!(lock))
+            .call::<EndLocks>(answer!(end_locks))
             .call::<Release>(answer!(release))
             .call::<Renew>(answer!(renew))
     }
@@ -113,12 +125,13 @@ impl Authority {
             crate::beats::beat(LOOK_PAUSE).await;
             self.places.let_go();
             self.grants.tidy();
+            let up = |node| {
+                registry.read(|state| state.nodes().get(node).is_some_and(|node| node.is_up()))
+            };
             if self.opens.count() > 0 {
-                let up = |node| {
-                    registry.read(|state| state.nodes().get(node).is_some_and(|node| node.is_up()))
-                };
                 self.opens.keep_only(up);
             }
+            self.locks.keep_only(up).await;
         }
     }
 
@@ -198,6 +211,90 @@ impl Authority {
             wire::SyncReply { errno: synced.err().map_or(0, number) }
         })
         .await
+    }
+
+    async fn lock(
+        self: Arc<Self>,
+        incoming: Incoming,
+        request: wire::Lock,
+    ) -> Result<wire::Locked, Status> {
+        let client = client(&incoming)?;
+        let fence = self.locks.fence(client);
+        let nothing = wire::Locked { fence, ..wire::Locked::default() };
+        let home = self.clone();
+        // A call that its client gives up must not end half-way.
+        let done = tokio::spawn(async move { home.lock_now(client, fence, &request).await });
+        Ok(match done.await.map_err(|_| lost())? {
+            Ok(None) => nothing,
+            Ok(Some((kind, Range { start, end }))) => {
+                wire::Locked { kind: kind_number(kind), start, end, ..nothing }
+            }
+            Err(errno) => wire::Locked { errno: number(errno), ..nothing },
+        })
+    }
+
+    /// What is in the way, if that was the question.
+    async fn lock_now(
+        self: &Arc<Self>,
+        client: NodeId,
+        fence: u64,
+        request: &wire::Lock,
+    ) -> Result<Option<(Kind, Range)>, Errno> {
+        self.locks.admits(client, request.fence)?;
+        let owner = Owner { client, owner: request.owner.ok_or(Errno::INVAL)? };
+        let kind = kind_of(request.kind());
+        let range = Range { start: request.start, end: request.end };
+        let known = self.locks.holder(&owner);
+        if request.test {
+            let kind = kind.ok_or(Errno::INVAL)?;
+            let warrant = request.warrant.clone();
+            let look = move |home: &Self| {
+                let file = match known {
+                    Some(holder) => holder.file().clone(),
+                    None => home.file(client, &warrant)?,
+                };
+                locks::conflict(&file, kind, range)
+            };
+            return self.at_work(look).await.unwrap_or(Err(Errno::IO));
+        }
+        let holder = match known {
+            Some(holder) => holder,
+            None if kind.is_none() => return Ok(None),
+            None => self.begin_locks(owner, request.warrant.clone()).await?,
+        };
+        let patience = Duration::from_millis(request.wait_ms.min(wire::LOCK_WAIT_MS_MAX).into());
+        self.locks.set(&owner, &holder, kind, range, Instant::now() + patience).await?;
+        // It may have been taken for dead meanwhile, and its locks ended before this one began.
+        if let Err(errno) = self.locks.admits(client, fence) {
+            self.locks.end_of(&owner).await;
+            return Err(errno);
+        }
+        Ok(None)
+    }
+
+    async fn begin_locks(
+        self: &Arc<Self>,
+        owner: Owner,
+        warrant: Bytes,
+    ) -> Result<locks::Holder, Errno> {
+        let client = owner.client;
+        let access = self.granted_by(client, &warrant)?.access;
+        let open = move |home: &Self| objects::opened_again(&*home.file(client, &warrant)?, access);
+        let file = self.at_work(open).await.unwrap_or(Err(Errno::IO))?;
+        self.locks.begin(owner, file).await
+    }
+
+    async fn end_locks(
+        self: Arc<Self>,
+        incoming: Incoming,
+        request: wire::EndLocks,
+    ) -> Result<wire::Nothing, Status> {
+        let invalid = || Status::new(Code::Invalid, "no owner of locks is named");
+        let owner = request.owner.ok_or_else(invalid)?;
+        let (owner, home) = (Owner { client: client(&incoming)?, owner }, self.clone());
+        // A call that its client gives up must not end half-way.
+        let done = tokio::spawn(async move { home.locks.end_of(&owner).await });
+        done.await.map(|()| wire::Nothing {}).map_err(|_| lost())
     }
 
     async fn release(
@@ -419,7 +516,10 @@ impl Authority {
             Call::SetAttributes(set) => {
                 let open = match set.warrant.is_empty() {
                     true => None,
-                    false => Some(self.file(client, &set.warrant)?),
+                    false => {
+                        self.locks.admits(client, set.fence)?;
+                        Some(self.file(client, &set.warrant)?)
+                    }
                 };
                 object.set_attributes(user, &set, open.as_deref())?;
                 let attributes = Some(object.attributes()?);
@@ -432,6 +532,7 @@ impl Authority {
     }
 
     fn allocate(&self, asker: &Asker, allocate: &wire::Allocate) -> Answered {
+        self.locks.admits(asker.client, allocate.fence)?;
         let file = self.file(asker.client, &allocate.warrant)?;
         let mode = rustix::fs::FallocateFlags::from_bits(allocate.mode).ok_or(Errno::OPNOTSUPP)?;
         acting(&asker.user, || {
@@ -454,6 +555,7 @@ impl Authority {
     }
 
     fn read_now(&self, client: NodeId, request: &wire::Read) -> Result<Bytes, Errno> {
+        self.locks.admits(client, request.fence)?;
         let file = self.file(client, &request.warrant)?;
         let size = (request.size as usize).min(wire::CONTENT_SIZE_MAX);
         let mut content = Vec::with_capacity(size);
@@ -475,6 +577,7 @@ impl Authority {
     /// With the user's rights: root's would leave setuid bits where a user's write takes them away, and
     /// reach into what is reserved for root.
     fn write_now(&self, asker: &Asker, request: &wire::Write) -> Result<u32, Errno> {
+        self.locks.admits(asker.client, request.fence)?;
         let file = self.file(asker.client, &request.warrant)?;
         acting(&asker.user, || write_all(&file, request))?
     }
@@ -534,6 +637,21 @@ fn squashed(user: User, root_allowed: bool) -> User {
     }
     let groups = user.groups.into_iter().filter(|gid| *gid != 0 && *gid != u32::MAX).collect();
     User { uid: other(user.uid), gid: other(user.gid), groups }
+}
+
+fn kind_of(kind: wire::LockKind) -> Option<Kind> {
+    match kind {
+        wire::LockKind::Unlock => None,
+        wire::LockKind::Read => Some(Kind::Read),
+        wire::LockKind::Write => Some(Kind::Write),
+    }
+}
+
+fn kind_number(kind: Kind) -> i32 {
+    match kind {
+        Kind::Read => wire::LockKind::Read as i32,
+        Kind::Write => wire::LockKind::Write as i32,
+    }
 }
 
 fn client(incoming: &Incoming) -> Result<NodeId, Status> {

@@ -11,6 +11,7 @@
 //! - `places`: what is exported, and finding it again
 //! - `grants`: what other nodes keep of this machine's files, and taking it back
 //! - `memory`: what this node keeps of theirs
+//! - `locks`: what other nodes' programs have locked of this machine's files
 //! - `opens`: descriptors and answers that are kept for clients
 //! - `seal`: handles and warrants that nobody can forge
 //!
@@ -23,6 +24,7 @@
 pub mod authority;
 pub mod client;
 mod grants;
+mod locks;
 mod memory;
 mod objects;
 mod opens;
@@ -34,6 +36,7 @@ use unum_proto::host as wire;
 
 pub use authority::Authority;
 pub use client::{HostTrees, Parts, mount_options, wishes};
+pub use locks::Locks;
 pub use places::{Exports, Policy};
 
 /// Under this name unum-init keeps the descriptor of the mount.
@@ -50,6 +53,9 @@ unum_net::methods! {
     /// Bytes at the end.
     pub Append = "host.append", Bulk, wire::Write => wire::WriteReply;
     pub Sync = "host.sync", Bulk, idempotent, wire::Sync => wire::SyncReply;
+    /// Sets a lock, takes it away or asks what is in its way.
+    pub Lock = "host.lock", Bulk, idempotent, wire::Lock => wire::Locked;
+    pub EndLocks = "host.unlock", Bulk, idempotent, wire::EndLocks => wire::Nothing;
     pub Release = "host.release", Bulk, wire::Release => wire::Nothing;
     /// To the home: a lease on what it grants.
     pub Renew = "host.renew", Control, idempotent, wire::Renew => wire::RenewReply;

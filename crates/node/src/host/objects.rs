@@ -522,6 +522,11 @@ fn path_to(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// An open file description of its own of what was opened so.
+pub fn opened_again(fd: &OwnedFd, access: u32) -> Result<OwnedFd, Errno> {
+    reopen(fd, OFlags::from_bits_retain(access & ACCESS_MODE))
+}
+
 fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat(CWD, path_to(fd), flags, Mode::empty())

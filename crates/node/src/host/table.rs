@@ -1,4 +1,5 @@
-//! What the kernel knows of `/n` by number: the inodes that it was shown and the files that it has open.
+//! What the kernel knows of `/n` by number: the inodes that it was shown, the files that it has open, and what their
+//! homes have locked for it.
 //!
 //! An inode's number stands for a handle of some home, an open file's for a warrant. The kernel never says again
 //! what a number meant, so each is appended to a journal under the run directory (tmpfs: it lives as long as
@@ -10,7 +11,7 @@
 //! What is left out on purpose: syncing; and what the kernel forgot in the moment of a daemon's death is
 //! kept until the mount goes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use unum_proto::ids::NodeId;
 pub const INODES_MAX: usize = 1 << 22;
 /// Open files of the mount. More are refused with ENFILE.
 pub const OPEN_MAX: usize = 1 << 20;
+/// Owners of locks of the mount. More are refused with ENOLCK.
+pub const LOCK_OWNERS_MAX: usize = 1 << 16;
 /// The journal is written anew when it holds this many records more than twice what is alive.
 const RECORDS_SLACK_MAX: usize = 1 << 14;
 
@@ -45,6 +48,25 @@ pub struct OpenFile {
     pub warrant: Bytes,
 }
 
+/// Whose locks: what the kernel calls the owner, on one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LockKey {
+    /// The file's number.
+    pub file: u64,
+    pub owner: u64,
+    pub flock: bool,
+}
+
+/// That an owner may have locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockEntry {
+    pub home: NodeId,
+    /// The open file that the last one came through.
+    pub through: u64,
+    /// The home's, when they began; 0: it has not answered yet.
+    pub fence: u64,
+}
+
 struct Shown {
     target: Target,
     lookups: u64,
@@ -58,6 +80,9 @@ pub struct Table {
     shown: HashMap<u64, Shown>,
     by_target: HashMap<Target, u64>,
     open: HashMap<u64, OpenFile>,
+    locks: HashMap<LockKey, LockEntry>,
+    /// The same by the open file that they came through.
+    locks_through: HashMap<u64, HashSet<LockKey>>,
 }
 
 /// There is no room for more.
@@ -76,6 +101,8 @@ impl Table {
             shown: HashMap::new(),
             by_target: HashMap::new(),
             open: HashMap::new(),
+            locks: HashMap::new(),
+            locks_through: HashMap::new(),
         };
         if !fresh {
             table.replay(&std::fs::read(path)?);
@@ -145,6 +172,73 @@ impl Table {
         Ok(Some(file))
     }
 
+    /// The home may be asked for a lock once this has returned.
+    pub fn lock(&mut self, key: LockKey, entry: LockEntry) -> io::Result<Result<(), Full>> {
+        let known = self.locks.get(&key);
+        if known == Some(&entry) {
+            return Ok(Ok(()));
+        }
+        if known.is_none() && self.locks.len() >= LOCK_OWNERS_MAX {
+            return Ok(Err(Full));
+        }
+        self.append(&Record::Locked { key, entry })?;
+        self.enter_lock(key, entry);
+        self.keep_small()?;
+        Ok(Ok(()))
+    }
+
+    pub fn lock_of(&self, key: &LockKey) -> Option<&LockEntry> {
+        self.locks.get(key)
+    }
+
+    /// The owner has no locks any more, and its home knows.
+    pub fn unlock(&mut self, key: &LockKey) -> io::Result<()> {
+        if !self.locks.contains_key(key) {
+            return Ok(());
+        }
+        self.leave_lock(key);
+        self.append(&Record::Unlocked { key: *key })?;
+        self.keep_small()
+    }
+
+    /// Those who may have locks that came through an open file.
+    pub fn locked_through(&self, open: u64) -> Vec<LockKey> {
+        self.keys_through(open).copied().collect()
+    }
+
+    /// Those who may have locks that came through open files that are closed.
+    pub fn locked_through_closed(&self) -> Vec<LockKey> {
+        let closed = self.locks.iter().filter(|(_, entry)| !self.open.contains_key(&entry.through));
+        closed.map(|(key, _)| *key).collect()
+    }
+
+    /// Under which fence the locks of an open file began; 0: it has none. The oldest of several counts: what
+    /// it protected is not protected by a later one.
+    pub fn fence(&self, open: u64) -> u64 {
+        let of = self.keys_through(open).filter_map(|key| self.locks.get(key));
+        of.map(|entry| entry.fence).filter(|fence| *fence != 0).min().unwrap_or(0)
+    }
+
+    fn keys_through(&self, open: u64) -> impl Iterator<Item = &LockKey> {
+        self.locks_through.get(&open).into_iter().flatten()
+    }
+
+    fn enter_lock(&mut self, key: LockKey, entry: LockEntry) {
+        self.leave_lock(&key);
+        self.locks.insert(key, entry);
+        self.locks_through.entry(entry.through).or_default().insert(key);
+    }
+
+    fn leave_lock(&mut self, key: &LockKey) {
+        let Some(entry) = self.locks.remove(key) else { return };
+        if let Some(through) = self.locks_through.get_mut(&entry.through) {
+            through.remove(key);
+            if through.is_empty() {
+                self.locks_through.remove(&entry.through);
+            }
+        }
+    }
+
     fn enter(&mut self, number: u64, lookups: u64, target: Target) {
         self.by_target.insert(target.clone(), number);
         self.shown.insert(number, Shown { target, lookups });
@@ -173,7 +267,7 @@ impl Table {
     }
 
     fn alive(&self) -> usize {
-        self.shown.len() + self.open.len()
+        self.shown.len() + self.open.len() + self.locks.len()
     }
 
     fn keep_small(&mut self) -> io::Result<()> {
@@ -200,6 +294,8 @@ impl Table {
                     self.open.insert(number, file);
                 }
                 Record::Closed { number } => drop(self.open.remove(&number)),
+                Record::Locked { key, entry } => self.enter_lock(key, entry),
+                Record::Unlocked { key } => self.leave_lock(&key),
             }
         }
     }
@@ -214,6 +310,9 @@ impl Table {
         }
         for (&number, file) in &self.open {
             bytes.extend(Record::Opened { number, file: file.clone() }.encode());
+        }
+        for (&key, &entry) in &self.locks {
+            bytes.extend(Record::Locked { key, entry }.encode());
         }
         std::fs::write(&fresh, &bytes)?;
         std::fs::rename(&fresh, &self.path)?;
@@ -249,6 +348,13 @@ enum Record {
     Closed {
         number: u64,
     },
+    Locked {
+        key: LockKey,
+        entry: LockEntry,
+    },
+    Unlocked {
+        key: LockKey,
+    },
 }
 
 const HEAD_SIZE: usize = 4 + 4 + 8 + 8 + 8;
@@ -256,6 +362,7 @@ const HEAD_SIZE: usize = 4 + 4 + 8 + 8 + 8;
 impl Record {
     fn encode(&self) -> Vec<u8> {
         let nothing = Bytes::new();
+        let lock;
         let (kind, number, lookups, node, bytes) = match self {
             Record::Next { number } => (1, *number, 0, 0, &nothing),
             Record::Shown { number, lookups, target } => {
@@ -265,6 +372,14 @@ impl Record {
             Record::Forgot { number, lookups } => (4, *number, *lookups, 0, &nothing),
             Record::Opened { number, file } => (5, *number, 0, file.node.0, &file.warrant),
             Record::Closed { number } => (6, *number, 0, 0, &nothing),
+            Record::Locked { key, entry } => {
+                lock = key.encode(entry.fence);
+                (7, entry.through, key.file, entry.home.0, &lock)
+            }
+            Record::Unlocked { key } => {
+                lock = key.encode(0);
+                (8, 0, key.file, 0, &lock)
+            }
         };
         let mut record = Vec::with_capacity(HEAD_SIZE + bytes.len());
         record.extend(u32::to_le_bytes(kind));
@@ -293,9 +408,31 @@ impl Record {
             4 => Record::Forgot { number, lookups },
             5 => Record::Opened { number, file: OpenFile { node, warrant: bytes } },
             6 => Record::Closed { number },
+            7 => {
+                let (key, fence) = LockKey::decode(lookups, &bytes)?;
+                Record::Locked { key, entry: LockEntry { home: node, through: number, fence } }
+            }
+            8 => Record::Unlocked { key: LockKey::decode(lookups, &bytes)?.0 },
             _ => return None,
         };
         Some((record, rest))
+    }
+}
+
+impl LockKey {
+    fn encode(&self, fence: u64) -> Bytes {
+        let mut bytes = Vec::with_capacity(8 + 8 + 1);
+        bytes.extend(self.owner.to_le_bytes());
+        bytes.extend(fence.to_le_bytes());
+        bytes.push(self.flock.into());
+        bytes.into()
+    }
+
+    fn decode(file: u64, bytes: &[u8]) -> Option<(Self, u64)> {
+        let (owner, rest) = split_u64(bytes)?;
+        let (fence, rest) = split_u64(rest)?;
+        let &[flock] = rest else { return None };
+        Some((Self { file, owner, flock: flock != 0 }, fence))
     }
 }
 
@@ -354,6 +491,40 @@ mod tests {
     }
 
     #[test]
+    fn locks_are_known_after_a_crash_and_give_their_open_file_a_fence() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut table = Table::restore(&path(&dir), true).unwrap();
+        let fh = table.open(file("x")).unwrap().unwrap();
+        let key = |owner| LockKey { file: 17, owner, flock: false };
+        let entry = |fence| LockEntry { home: NodeId(3), through: fh, fence };
+        for (owner, fence) in [(1, 0), (1, 5), (2, 6)] {
+            table.lock(key(owner), entry(fence)).unwrap().unwrap();
+        }
+        assert_eq!(table.fence(fh), 5);
+        let records = table.records;
+        table.lock(key(2), entry(6)).unwrap().unwrap();
+        assert_eq!(table.records, records, "nothing new, nothing written");
+        let mut table = Table::restore(&path(&dir), false).unwrap();
+        assert_eq!(
+            (table.lock_of(&key(1)), table.lock_of(&key(2))),
+            (Some(&entry(5)), Some(&entry(6)))
+        );
+        assert_eq!((table.locked_through(fh + 1), table.locked_through_closed()), (vec![], vec![]));
+        assert_eq!(table.locked_through(fh).len(), 2);
+        assert_eq!(table.fence(fh), 5, "the oldest counts");
+        table.unlock(&key(1)).unwrap();
+        assert_eq!(table.fence(fh), 6);
+        table.unlock(&key(2)).unwrap();
+        assert_eq!(table.fence(fh), 0);
+        let mut table = Table::restore(&path(&dir), false).unwrap();
+        assert_eq!((table.locked_through(fh), table.fence(fh)), (vec![], 0));
+        table.lock(key(3), entry(7)).unwrap().unwrap();
+        table.close(fh).unwrap();
+        let table = Table::restore(&path(&dir), false).unwrap();
+        assert_eq!(table.locked_through_closed(), [key(3)]);
+    }
+
+    #[test]
     fn the_journal_stays_small() {
         let dir = tempfile::tempdir().unwrap();
         let mut table = Table::restore(&path(&dir), true).unwrap();
@@ -379,6 +550,11 @@ mod tests {
                 Record::Shown { number, lookups, target: Target { node, handle: bytes.clone() } },
                 Record::Opened { number, file: OpenFile { node, warrant: bytes } },
                 Record::Forgot { number, lookups },
+                Record::Locked {
+                    key: LockKey { file: lookups, owner: number, flock: true },
+                    entry: LockEntry { home: node, through: number, fence: lookups },
+                },
+                Record::Unlocked { key: LockKey { file: lookups, owner: number, flock: false } },
             ];
             for record in records {
                 let encoded = record.encode();

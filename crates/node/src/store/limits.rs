@@ -22,6 +22,11 @@ pub const CHUNK_BLOCK_BYTES: usize = 64 << 10;
 pub const CHUNK_SEGMENT_BYTES: u64 = 64 << 20;
 /// The most one group of chunk changes may hold: one write, one sync.
 pub const CHUNK_GROUP_BYTES_MAX: usize = 8 << 20;
+/// A group whose records are as long as this on average is not kept in memory once it is on the disk: it is
+/// of large files, which whoever uses them caches for himself.
+pub const CHUNK_BULK_BYTES_MIN: usize = 256 << 10;
+/// Unused buffers that are kept for reading chunks.
+pub const CHUNK_BUFFERS_IDLE_MAX: usize = 8;
 /// Requests that may wait for the chunk writer, each with one change or with several; beyond them the
 /// callers wait.
 pub const CHUNK_QUEUE_MAX: usize = 64;

@@ -27,8 +27,8 @@ pub struct SetBlocks {
 /// Longest note beside a kept descriptor, in bytes.
 pub const NOTE_SIZE_MAX: usize = 64 << 10;
 
-/// How many names `Keep` holds at once.
-pub const KEPT_MAX: usize = 64;
+/// How many names `Keep` holds at once: the daemon's mounts, and the descriptors that hold locks of other nodes.
+pub const KEPT_MAX: usize = 1088;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Keep {

@@ -18,6 +18,8 @@ use rustix::mount::{
 use super::device::Device;
 
 const CONNECTIONS_DIR: &str = "/sys/fs/fuse/connections";
+/// Where the kernel shows the caches of file systems without a block device, by device number.
+const CACHES_DIR: &str = "/sys/class/bdi";
 
 /// How a mount looks to the system.
 #[derive(Clone, Debug)]
@@ -127,6 +129,13 @@ impl ConnectionId {
     pub fn of_mount(at: &Path) -> io::Result<Option<ConnectionId>> {
         let table = std::fs::read("/proc/thread-self/mountinfo")?;
         Ok(table.split(|byte| *byte == b'\n').rev().find_map(|line| connection_of(line, at)))
+    }
+
+    /// Lets the kernel read so many KiB ahead of who reads a file from one end to the other. What is agreed on
+    /// at INIT can only lessen what the machine grants every file system, which is 128 KiB; so to
+    /// be called after that.
+    pub fn read_ahead(self, kib: u32) -> io::Result<()> {
+        std::fs::write(format!("{CACHES_DIR}/0:{}/read_ahead_kb", self.0), kib.to_string())
     }
 
     /// Ends the connection: callers in flight get ECONNABORTED, later ones ENOTCONN. Works with a

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use rustix::fs::{
@@ -85,6 +85,28 @@ fn files_directories_links_and_names() {
         (fs::metadata(at("big")).unwrap().mtime(), fs::metadata(at("big")).unwrap().mtime_nsec()),
         (77, 5)
     );
+}
+
+#[test]
+fn the_kernel_reads_as_far_ahead_as_it_is_told() {
+    const KIB: u32 = 1024;
+    let Some(mounted) = Mounted::new() else { return };
+    let session = Session::start(mounted.device.clone(), &Wishes::default()).unwrap();
+    let server = MemFs::with_file(&vec![7; 8 << 20]);
+    let largest = Arc::new(AtomicU32::new(0));
+    let seen = largest.clone();
+    let serve = move |request: Request| {
+        if let Operation::Read { size, .. } = request.operation {
+            seen.fetch_max(size, Ordering::Relaxed);
+        }
+        server.serve(request);
+    };
+    let _serving = session.run(READERS, serve).unwrap();
+    mounted.connection.read_ahead(KIB).unwrap();
+    let mut file = File::open(mounted.path("f")).unwrap();
+    let mut piece = vec![0; 64 << 10];
+    while file.read(&mut piece).unwrap() > 0 {}
+    assert_eq!(largest.load(Ordering::Relaxed), KIB << 10);
 }
 
 #[test]

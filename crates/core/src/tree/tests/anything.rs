@@ -3,15 +3,17 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use unum_proto::tree::{
-    CancelWait, ChunkKey, CopyRange, CreateUnnamed, CreateVolume, Extent, Hold, Lock, LockRange,
-    NewTime, Reap, Release, ReleaseNode, ReleaseOwner, SetReplicas, SetVolume, Timestamp, Unlock,
-    VolumeSettings,
+    CancelWait, ChunkKey, CopyRange, CreateSnapshot, CreateUnnamed, CreateVolume, DeleteSnapshot,
+    Extent, Hold, Lock, LockRange, NewTime, Reap, Release, ReleaseNode, ReleaseOwner, SetReplicas,
+    SetVolume, Timestamp, Unlock, VolumeSettings,
 };
 
 use super::*;
 
 fn ino() -> impl Strategy<Value = u64> {
-    prop_oneof![20 => 1..9_u64, 1 => any::<u64>(), 1 => Just(0)]
+    let past = (1..9_u64, 1..9_u64).prop_map(|(slot, ino)| slot << 48 | ino);
+    let shelf = (1..9_u64).prop_map(|ino| 0xffff << 48 | ino);
+    prop_oneof![20 => 1..9_u64, 1 => past, 1 => shelf, 1 => any::<u64>(), 1 => Just(0)]
 }
 
 fn number() -> impl Strategy<Value = u64> {
@@ -29,7 +31,9 @@ fn choice() -> impl Strategy<Value = i32> {
 }
 
 fn name() -> impl Strategy<Value = Bytes> {
-    let plain = proptest::sample::select(&["a", "b", "c", "user.x", "security.capability"][..]);
+    let plain = proptest::sample::select(
+        &["a", "b", "c", ".snapshot", "user.x", "security.capability"][..],
+    );
     prop_oneof![12 => plain.prop_map(bytes), 1 => vec(any::<u8>(), 0..300).prop_map(Bytes::from)]
 }
 
@@ -103,6 +107,16 @@ pub(super) fn volume_command() -> BoxedStrategy<Command> {
     let set = (0..6_u32, settings());
     let set = set.prop_map(|(volume, settings)| Command::SetVolume(SetVolume { volume, settings }));
     prop_oneof![2 => create, 1 => set].boxed()
+}
+
+pub(super) fn snapshot_command() -> BoxedStrategy<Command> {
+    let create = (0..4_u32, name());
+    let create =
+        create.prop_map(|(volume, name)| Command::CreateSnapshot(CreateSnapshot { volume, name }));
+    let delete = (0..4_u32, name());
+    let delete =
+        delete.prop_map(|(volume, name)| Command::DeleteSnapshot(DeleteSnapshot { volume, name }));
+    prop_oneof![2 => create, 1 => delete].boxed()
 }
 
 pub(super) fn namespace_command() -> BoxedStrategy<Command> {
@@ -250,7 +264,7 @@ pub(super) fn shared_command() -> BoxedStrategy<Command> {
 }
 
 fn command() -> BoxedStrategy<(u64, Command)> {
-    let command = prop_oneof![6 => namespace_command(), 6 => inode_command(), 4 => shared_command(), 1 => volume_command()];
+    let command = prop_oneof![6 => namespace_command(), 6 => inode_command(), 4 => shared_command(), 1 => volume_command(), 2 => snapshot_command()];
     (0..4_u64, command).boxed()
 }
 

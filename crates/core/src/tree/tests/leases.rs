@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use unum_proto::ids::LeaseId;
 use unum_proto::tree::{
-    AcquireLease, Drain, Extent, LoggedChange, Reap, ReleaseLease, ReleaseNode,
+    AcquireLease, Drain, Extent, LoggedChange, Reap, ReleaseLease, ReleaseNode, WithoutRecord,
 };
 
 use super::super::folding::fold;
-use super::anything::{inode_command, namespace_command, shared_command, volume_command};
+use super::anything::{
+    inode_command, namespace_command, shared_command, snapshot_command, volume_command,
+};
 use super::*;
 
 const NODES: u64 = 3;
@@ -68,6 +70,7 @@ fn step() -> BoxedStrategy<(u64, Step)> {
         30 => namespace_command().prop_map(Step::Change),
         20 => inode_command().prop_map(Step::Change),
         4 => volume_command().prop_map(Step::Change),
+        4 => snapshot_command().prop_map(Step::Change),
         30 => piece.prop_map(|(file, offset, length, append)| {
             Step::Piece { file, offset, length, append }
         }),
@@ -284,7 +287,12 @@ impl Cluster {
         use unum_proto::tree::tree_record::Record;
         let mut rest = shown(tree);
         rest.retain(|record| {
-            !matches!(record.record, Some(Record::Chunks(_) | Record::Extents(_) | Record::End(_)))
+            let of_content = |without: &WithoutRecord| !without.offsets.is_empty();
+            match &record.record {
+                Some(Record::Chunks(_) | Record::Extents(_) | Record::End(_)) => false,
+                Some(Record::Without(without)) => !of_content(without),
+                _ => true,
+            }
         });
         let mut bytes = Vec::new();
         for (ino, inode) in &tree.inodes {

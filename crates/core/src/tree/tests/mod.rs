@@ -10,6 +10,7 @@ mod model;
 mod namespace;
 mod orphans;
 mod snapshot;
+mod snapshots;
 mod volumes;
 
 use bytes::Bytes;

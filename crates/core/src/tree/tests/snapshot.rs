@@ -70,8 +70,8 @@ fn a_cut_or_changed_snapshot_is_refused() {
     }
     let mut foreign = all.clone();
     let Some(Record::Header(header)) = &mut foreign[0].record else { panic!("no header") };
-    header.format = 2;
-    assert!(matches!(restore(&foreign), Err(SnapshotError::Format(2))));
+    header.format = 3;
+    assert!(matches!(restore(&foreign), Err(SnapshotError::Format(3))));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{Drain, Drained, LoggedChange, NewChunk, TreeCommand, Write};
 
+use super::holding::Wanted;
 use super::{ChangeLog, JOURNAL_IDLE_MAX, left, length_of};
 use crate::files::errno::FileError;
 use crate::files::replicas::{ContentError, Draft, Stored};
@@ -132,7 +133,7 @@ impl ChangeLog {
             () = idle => {
                 let used = self.inner().changed.is_some_and(|at| at.elapsed() < IDLE_TIME);
                 if !used
-                    && let Err(error) = self.give_back(&[], Instant::now() + TRY_TIME).await
+                    && let Err(error) = self.give_back(Wanted::Some(&[]), Instant::now() + TRY_TIME).await
                 {
                     tracing::debug!(%error, "an unused write lease is given back later");
                 }
@@ -190,7 +191,7 @@ impl ChangeLog {
             }
             self.moved.notify_waiters();
         }
-        self.give_back(&[], deadline).await.map(drop)
+        self.give_back(Wanted::Some(&[]), deadline).await.map(drop)
     }
 
     /// Drains the oldest changes. The contents of those behind them go to their replicas meanwhile.

@@ -28,9 +28,9 @@ const BELOW: u32 = 1024;
 /// Inodes in one question for a lease.
 const INODES_MAX: usize = 64;
 /// How long a holder may take to give its lease back before it is asked again.
-const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
+pub(super) const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
 /// Pause before a holder that did not answer is asked again; it may be declared down meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long an inode that another node wanted, too, is left alone; doubled while that goes on.
 const CONTENDED_MIN: Duration = Duration::from_millis(250);
 const CONTENDED_MAX: Duration = Duration::from_secs(8);
@@ -44,10 +44,19 @@ unum_net::methods! {
     pub GiveBackMethod = "file.give-back", Control, idempotent, GiveBack => GiveBackReply;
 }
 
+/// What who asks for a write lease is after.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted<'a> {
+    Some(&'a [Ino]),
+    /// Something that concerns all of them.
+    All,
+}
+
 /// What this node and others wanted to change in turn, lately.
 #[derive(Debug, Default)]
 pub struct Contention {
     inodes: HashMap<Ino, Contended>,
+    all: Option<Contended>,
     last: Option<Instant>,
 }
 
@@ -73,7 +82,18 @@ impl Contention {
         }
     }
 
+    /// Somebody else wanted everything.
+    pub fn note_all(&mut self, now: Instant) {
+        self.last = Some(now);
+        let before = self.all.filter(|was| now < was.until + was.pause);
+        let pause = before.map_or(CONTENDED_MIN, |was| (was.pause * 2).min(CONTENDED_MAX));
+        self.all = Some(Contended { until: now + pause, pause });
+    }
+
     pub fn is_on(&self, inos: &[Ino], now: Instant) -> bool {
+        if self.all.is_some_and(|all| now < all.until) {
+            return true;
+        }
         inos.iter().any(|ino| self.inodes.get(ino).is_some_and(|contended| now < contended.until))
     }
 
@@ -119,15 +139,17 @@ impl ChangeLog {
     /// Drains the log and gives the write lease back. Tells the entry behind which it is over.
     pub(super) async fn give_back(
         &self,
-        wanted: &[Ino],
+        wanted: Wanted<'_>,
         deadline: Instant,
     ) -> Result<u64, FileError> {
         self.resume(deadline).await?;
         let _turn = self.turn(deadline).await?;
         let registry = &self.parts.registry;
         let node = self.parts.node;
-        if !wanted.is_empty() {
-            self.inner().contention.note(wanted, Instant::now());
+        match wanted {
+            Wanted::Some([]) => {}
+            Wanted::Some(inos) => self.inner().contention.note(inos, Instant::now()),
+            Wanted::All => self.inner().contention.note_all(Instant::now()),
         }
         let _closed = self.close();
         self.drained(deadline).await?;
@@ -177,7 +199,7 @@ impl ChangeLog {
         while holds() {
             let until = deadline.min(Instant::now() + GIVE_BACK_TIME);
             let options = CallOptions::until(until).fail_fast();
-            let request = GiveBack { inodes: wanted.clone() };
+            let request = GiveBack { inodes: wanted.clone(), all: false };
             let to = Name::Node(holder);
             match self.parts.client.call::<GiveBackMethod>(&to, request, &options).await {
                 Ok(reply) => registry.reached(reply.index, left(deadline)).await?,
@@ -200,9 +222,10 @@ pub fn routes(log: &Arc<ChangeLog>) -> Router {
     Router::new().call::<GiveBackMethod>(move |_, request: GiveBack| {
         let log = log.clone();
         async move {
-            let wanted: Vec<Ino> = request.inodes.into_iter().take(INODES_MAX).map(Ino).collect();
+            let inos: Vec<Ino> = request.inodes.into_iter().take(INODES_MAX).map(Ino).collect();
             let deadline = Instant::now() + GIVE_BACK_TIME;
-            let given = log.give_back(&wanted, deadline).await;
+            let wanted = if request.all { Wanted::All } else { Wanted::Some(&inos) };
+            let given = log.give_back(wanted, deadline).await;
             let index = given.map_err(|error| Status::internal(error.to_string()))?;
             Ok(GiveBackReply { index })
         }

@@ -32,10 +32,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use unum_core::time::Time;
+use unum_proto::file::CHUNK_SIZE_MAX;
 use unum_proto::ids::{ChunkId, LeaseId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::{TreeCommand, TreeReply};
 
+use crate::buffers::Buffers;
 use format::{CHUNK_HEAD_BYTES, Entry, FRAME_BYTES, Kind, Stop};
 
 /// A segment is followed by a new one when the next record would make it longer than this, in bytes.
@@ -47,11 +49,14 @@ pub const RECORD_BYTES_MAX: usize = 2 << 20;
 /// Segments that are kept whatever was drained.
 const SEGMENTS_KEPT: usize = 2;
 
+/// Unused buffers that are kept for reading chunks back: as many as are drained at a time.
+const BUFFERS_IDLE_MAX: usize = 16;
+
 /// Contents of all users' files: for the daemon alone.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-const _: () = assert!(unum_proto::file::CHUNK_SIZE_MAX + (64 << 10) < RECORD_BYTES_MAX);
+const _: () = assert!(CHUNK_SIZE_MAX + (64 << 10) < RECORD_BYTES_MAX);
 const _: () = assert!((RECORD_BYTES_MAX as u64) < SEGMENT_BYTES);
 
 /// One change as it is kept.
@@ -84,6 +89,7 @@ pub struct Kept {
     file: Arc<File>,
     at: u64,
     length: u32,
+    buffers: Buffers,
 }
 
 impl Kept {
@@ -93,9 +99,8 @@ impl Kept {
             let what = format!("{length} bytes at {offset} of a chunk of {}", self.length);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, self.at + u64::from(offset))?;
-        Ok(bytes.into())
+        let at = self.at + u64::from(offset);
+        self.buffers.filled(length as usize, |bytes| self.file.read_exact_at(bytes, at))
     }
 }
 
@@ -107,6 +112,7 @@ pub struct Journal {
     segments: BTreeMap<u64, Segment>,
     next: u64,
     chunks: HashMap<ChunkId, (u64, Kept)>,
+    buffers: Buffers,
     /// Segments with chunks that no change has followed yet.
     loose: BTreeSet<u64>,
     bytes: u64,
@@ -138,6 +144,7 @@ impl Journal {
             segments: BTreeMap::new(),
             next: numbers.last().map_or(1, |last| last + 1),
             chunks: HashMap::new(),
+            buffers: Buffers::new(CHUNK_SIZE_MAX, BUFFERS_IDLE_MAX),
             loose: BTreeSet::new(),
             bytes: 0,
         };
@@ -234,7 +241,8 @@ impl Journal {
     fn note_chunk(&mut self, number: u64, id: ChunkId, at: u64, length: usize) {
         let Some(segment) = self.segments.get_mut(&number) else { return };
         segment.chunks.push(id);
-        let kept = Kept { file: segment.file.clone(), at, length: length as u32 };
+        let (file, buffers) = (segment.file.clone(), self.buffers.clone());
+        let kept = Kept { file, at, length: length as u32, buffers };
         self.chunks.insert(id, (number, kept));
         self.loose.insert(number);
     }

@@ -16,6 +16,7 @@
 //! unheard without a read lease, for only that shows that the write lease is not over. A change is in the
 //! journal before it is answered.
 
+mod clearing;
 mod drain;
 mod gate;
 mod holding;
@@ -43,7 +44,7 @@ use crate::cluster::proposer::Proposer;
 use crate::registry::{Registry, RegistryError, system_clock};
 use drain::{Batch, Trouble, inodes_of};
 use gate::Gate;
-use holding::Contention;
+use holding::{Contention, Wanted};
 use journal::{Journal, Kept, Record};
 
 pub use drain::run as drain;
@@ -307,7 +308,7 @@ impl ChangeLog {
                 Tried::Settle(index) => {
                     self.parts.registry.settle(index, left(deadline)).await?;
                 }
-                Tried::Renew => self.give_back(&[], deadline).await.map(drop)?,
+                Tried::Renew => self.give_back(Wanted::Some(&[]), deadline).await.map(drop)?,
             }
             if Instant::now() >= deadline {
                 return Err(self.late());

@@ -26,15 +26,12 @@ use tokio::time::{Instant, sleep_until};
 use unum_core::placement::chunks::Place;
 use unum_core::tree::{Chunk, Tree};
 use unum_net::{CallOptions, Client, Code, Name, Router, RpcError, Status};
-use unum_proto::file::{
-    CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE, PutChunk, PutChunkReply, PutChunks,
-    PutChunksReply,
-};
+use unum_proto::file::{CHUNK_SIZE_MAX, GetChunk, GetChunkReply, HASH_SIZE};
 use unum_proto::ids::{ChunkId, Ino, NodeId};
 
 use crate::store::{ChunkError, ChunkQueue};
 
-pub use write::Draft;
+pub use write::{Draft, PutChunkMethod, PutChunksMethod};
 
 /// How long a straggling replica is waited for once enough others are durable. It is then left to
 /// repair.
@@ -51,10 +48,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const SUSPECTS_MAX: usize = 1 << 16;
 
 unum_net::methods! {
-    /// Stores a chunk durably.
-    pub PutChunkMethod = "file.put-chunk", Bulk, idempotent, PutChunk => PutChunkReply;
-    /// Stores several chunks durably.
-    pub PutChunksMethod = "file.put-chunks", Bulk, idempotent, PutChunks => PutChunksReply;
     /// Reads a part of a chunk.
     pub GetChunkMethod = "file.get-chunk", Bulk, idempotent, GetChunk => GetChunkReply;
 }

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use unum_net::{
     CertificateAuthority, Directory, Identity, IdentityStore, NodeKey, Server, Settings,
 };
-use unum_proto::file::{PUT_CHUNKS_BYTES_MAX, PUT_CHUNKS_MAX};
+use unum_proto::file::{PUT_CHUNKS_BYTES_MAX, PUT_CHUNKS_MAX, PutChunk, PutChunks};
 
 use super::*;
 use crate::store::disk::SimDisk;

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use prost::Message as _;
 use tokio::time::{Instant, sleep, timeout_at};
-use unum_net::{CallOptions, Code, Name, Status};
+use unum_net::{CallOptions, Class, Code, Method, Name, Outgoing, Status};
 use unum_proto::file::{
     CHUNK_SIZE_MAX, HASH_SIZE, PUT_CHUNKS_BYTES_MAX, PUT_CHUNKS_MAX, PutChunk, PutChunkReply,
     PutChunks, PutChunksReply, REFUSAL_CHARS_MAX, RefusedChunk,
@@ -13,8 +14,7 @@ use unum_proto::ids::{ChunkId, NodeId};
 
 use super::spread::{Message, Nodes, Spread, Wanted};
 use super::{
-    ContentError, PutChunkMethod, PutChunksMethod, RETRY_PAUSE, Replicas, STRAGGLER_WAIT, Stored,
-    rpc_status, store_status,
+    ContentError, RETRY_PAUSE, Replicas, STRAGGLER_WAIT, Stored, rpc_status, store_status,
 };
 use crate::store::{ChunkError, ChunkQueue};
 
@@ -30,6 +30,55 @@ const _: () = assert!(
     PUT_CHUNKS_MAX * (4 * REFUSAL_CHARS_MAX + CHUNK_OVERHEAD_BYTES)
         <= unum_net::limits::MESSAGE_SIZE_MAX
 );
+
+/// Stores a chunk durably.
+#[derive(Clone, Copy, Debug)]
+pub struct PutChunkMethod;
+
+/// Stores several chunks durably.
+#[derive(Clone, Copy, Debug)]
+pub struct PutChunksMethod;
+
+impl Method for PutChunkMethod {
+    const NAME: &'static str = "file.put-chunk";
+    const CLASS: Class = Class::Bulk;
+    const IDEMPOTENT: bool = true;
+    type Request = PutChunk;
+    type Reply = PutChunkReply;
+
+    fn encode(request: &PutChunk, out: &mut Outgoing<'_>) {
+        encode_put(request, out);
+    }
+}
+
+impl Method for PutChunksMethod {
+    const NAME: &'static str = "file.put-chunks";
+    const CLASS: Class = Class::Bulk;
+    const IDEMPOTENT: bool = true;
+    type Request = PutChunks;
+    type Reply = PutChunksReply;
+
+    fn encode(request: &PutChunks, out: &mut Outgoing<'_>) {
+        for put in &request.chunks {
+            out.field(CHUNKS_TAG, put.encoded_len());
+            encode_put(put, out);
+        }
+    }
+}
+
+/// Of `PutChunks::chunks`.
+const CHUNKS_TAG: u32 = 1;
+/// Of `PutChunk::data`.
+const DATA_TAG: u32 = 3;
+
+/// The content goes as it is, behind all else.
+fn encode_put(put: &PutChunk, out: &mut Outgoing<'_>) {
+    out.message(&PutChunk { chunk: put.chunk, hash: put.hash.clone(), data: Bytes::new() });
+    if !put.data.is_empty() {
+        out.field(DATA_TAG, put.data.len());
+        out.bytes(put.data.clone());
+    }
+}
 
 /// A chunk that waits to be stored. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -82,6 +82,7 @@ impl Call<'_> {
         let target = self.own_target()?;
         let open = set.fh.filter(|_| set.size.is_some()).and_then(|fh| self.open_file(fh).ok());
         let call = wire::SetAttributes {
+            fence: set.fh.map_or(0, |fh| self.trees.table().fence(fh.0)),
             warrant: open.map(|open| open.warrant).unwrap_or_default(),
             mode: set.mode.map(|mode| mode & 0o7777),
             uid: set.uid,

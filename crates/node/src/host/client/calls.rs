@@ -17,10 +17,7 @@ use super::{HOME_TTL, HostTrees};
 use crate::host::memory::{Known, Ticket};
 use crate::host::table::{OWN_LINK, OpenFile, ROOT, Target};
 use crate::host::{Change, Look};
-use crate::signals::Signal;
-
-/// How long a change may go on after its caller got a signal.
-const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+use crate::signals::{Grace, Signal};
 
 /// One call of the kernel.
 pub(super) struct Call<'a> {
@@ -40,9 +37,8 @@ impl Call<'_> {
     #[rustfmt::skip]
     pub(super) async fn dispatch(&self, operation: Operation, to: Responder) {
         use Operation as O;
-        let signal = Signal::of(&to);
-        let read = Duration::ZERO;
-        let change = INTERRUPT_GRACE;
+        let signal = Signal::of(&to, self.header.pid);
+        let (read, change, sync) = (Grace::Read, Grace::Change, Grace::Sync);
         match operation {
             O::Lookup { name } => self.show(to, signal.or(read, self.lookup(name)).await),
             O::Forget { nodes } => { self.forget(nodes); let _ = to.ok(); }
@@ -65,9 +61,9 @@ impl Call<'_> {
             O::Write(write) => finish(to, signal.or(change, self.write(write)).await, |to, n| to.written(n)),
             O::Readdir { fh, offset, size } => finish(to, signal.or(read, self.readdir(fh, offset, size)).await, |to, d| to.directory(&d)),
             O::Statfs => finish(to, signal.or(read, self.statfs()).await, |to, s| to.statfs(&s)),
-            O::Release(release) => { self.release(release.fh); let _ = to.ok(); }
+            O::Release(release) => { self.end_locks_through(release.fh).await; self.release(release.fh); let _ = to.ok(); }
             O::Releasedir { fh, .. } => { self.release(fh); let _ = to.ok(); }
-            O::Fsync { fh, datasync } | O::Fsyncdir { fh, datasync } => finish(to, signal.or(change, self.fsync(fh, datasync)).await, |to, ()| to.ok()),
+            O::Fsync { fh, datasync } | O::Fsyncdir { fh, datasync } => finish(to, signal.or(sync, self.fsync(fh, datasync)).await, |to, ()| to.ok()),
             O::Setxattr { name, value, flags, .. } => finish(to, signal.or(change, self.setxattr(name, value, flags)).await, |to, ()| to.ok()),
             O::Getxattr { name, size } => finish(to, signal.or(read, self.getxattr(name, size)).await, sized(size)),
             O::Listxattr { size } => finish(to, signal.or(read, self.listxattr(size)).await, sized(size)),
@@ -75,9 +71,12 @@ impl Call<'_> {
             O::Fallocate { fh, offset, length, mode } => finish(to, signal.or(change, self.fallocate(fh, offset, length, mode)).await, |to, ()| to.ok()),
             O::Lseek { fh, offset, whence } => finish(to, signal.or(read, self.lseek(fh, offset, whence)).await, |to, at| to.position(at)),
             // A write is at its home before it returns.
-            O::Flush { .. } | O::NotifyReply { .. } => drop(to.ok()),
-            // The kernel does these itself, or copies through read and write. Locks it keeps on its own.
-            O::Syncfs | O::Getlk(_) | O::Setlk { .. } | O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_)
+            O::Flush { lock_owner, .. } => { self.flush(lock_owner).await; let _ = to.ok(); }
+            O::Getlk(request) => finish(to, signal.or(read, self.getlk(request)).await, |to, range| to.lock(&range)),
+            O::Setlk { lock, wait } => finish(to, self.setlk(lock, wait, &signal).await, |to, ()| to.ok()),
+            O::NotifyReply { .. } => drop(to.ok()),
+            // The kernel does these itself, or copies through read and write.
+            O::Syncfs | O::Readdirplus { .. } | O::Access { .. } | O::CopyFileRange(_)
             | O::Bmap { .. } | O::Ioctl { .. } | O::Poll { .. } => drop(to.error(Errno::NOSYS)),
             O::Interrupt { .. } | O::Init(_) | O::Destroy | O::Unknown { .. } => drop(to.error(Errno::NOSYS)),
         }

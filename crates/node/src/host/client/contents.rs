@@ -64,12 +64,17 @@ impl Call<'_> {
 
     pub(super) async fn read(&self, fh: Fh, offset: u64, size: u32) -> Result<Bytes, Errno> {
         let file = self.open_file(fh)?;
+        let fence = self.trees.table().fence(fh.0);
         let (most, mut content) = (wire::CONTENT_SIZE_MAX as u32, Vec::new());
         loop {
             let left = size - content.len() as u32;
             let at = offset.checked_add(content.len() as u64).ok_or(Errno::INVAL)?;
-            let request =
-                wire::Read { warrant: file.warrant.clone(), offset: at, size: left.min(most) };
+            let request = wire::Read {
+                warrant: file.warrant.clone(),
+                offset: at,
+                size: left.min(most),
+                fence,
+            };
             let reply = self.trees.ask::<Read>(file.node, request, &self.options_of_none()).await?;
             check(reply.errno)?;
             let came = reply.content.len() as u32;
@@ -91,6 +96,7 @@ impl Call<'_> {
         if let Ok(target) = self.own_target() {
             self.trees.memory.changed(&target);
         }
+        let fence = self.trees.table().fence(write.fh.0);
         let append = write.flags & libc::O_APPEND as u32 != 0 && !write.cached;
         let mut done = 0;
         let mut rest = write.content;
@@ -104,6 +110,7 @@ impl Call<'_> {
                 append,
                 lane: self.trees.parts.lane.0,
                 number: self.header.unique.0,
+                fence,
             };
             let options = self.options_of_none();
             let reply = match append {
@@ -141,7 +148,8 @@ impl Call<'_> {
         mode: u32,
     ) -> Result<(), Errno> {
         let (target, file) = (self.own_target()?, self.open_file(fh)?);
-        let call = wire::Allocate { warrant: file.warrant, mode, offset, length };
+        let fence = self.trees.table().fence(fh.0);
+        let call = wire::Allocate { warrant: file.warrant, mode, offset, length, fence };
         self.change(&target, change::Call::Allocate(call)).await.map(drop)
     }
 
@@ -154,13 +162,12 @@ impl Call<'_> {
 
 /// How the kernel shall treat an open file: `kept` says whether it may keep pages, and those from before.
 pub(super) fn open_flags(kept: Option<bool>, listing: bool) -> OpenFlags {
-    let kept = match kept {
+    match kept {
         None if listing => OpenFlags::NONE,
         None => OpenFlags::DIRECT_IO,
         Some(before) => {
             let before = if before { OpenFlags::KEEP_CACHE } else { OpenFlags::NONE };
             if listing { before | OpenFlags::CACHE_DIR } else { before }
         }
-    };
-    kept | OpenFlags::NOFLUSH
+    }
 }

@@ -5,9 +5,7 @@ use rustix::io::Errno;
 use unum_proto::host as wire;
 use unum_proto::ids::NodeId;
 use unum_sys::fuse::{Attr, AttrFlags, Ino, SetTime, Timestamp};
-
-/// The most of /proc/PID/status that is read.
-const STATUS_SIZE_MAX: u64 = 1 << 20;
+use unum_sys::pids::Status;
 
 pub(super) fn attr(node: NodeId, of: &wire::Attributes) -> Attr {
     Attr {
@@ -91,15 +89,9 @@ pub(super) fn fits(bytes: Bytes, size: u32) -> Result<Bytes, Errno> {
 
 /// The supplementary groups of a process, or of a thread. None, if it is gone.
 pub(super) fn groups_of(pid: u32) -> Vec<u32> {
-    use std::io::Read;
-    let mut text = String::new();
-    let read = std::fs::File::open(format!("/proc/{pid}/status"))
-        .and_then(|file| file.take(STATUS_SIZE_MAX).read_to_string(&mut text));
-    if pid == 0 || read.is_err() {
-        return Vec::new();
-    }
-    let line = text.lines().find_map(|line| line.strip_prefix("Groups:"));
-    line.unwrap_or_default().split_whitespace().filter_map(|group| group.parse().ok()).collect()
+    let status = Status::of(pid);
+    let groups = status.as_ref().and_then(|status| status.value("Groups")).unwrap_or_default();
+    groups.split_whitespace().filter_map(|group| group.parse().ok()).collect()
 }
 
 #[cfg(test)]

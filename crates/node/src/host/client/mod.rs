@@ -5,21 +5,21 @@
 //! back for certain while a call that renews it is on its way. So each walk of a path comes here.
 //!
 //! A home that is away makes a call wait for `file_patience`, or until it is known to be dead, and then fail
-//! with EHOSTDOWN. A signal ends the wait of a call that only reads at once; one that changes something
-//! is given a short grace first, because its outcome is not known once it is given up.
+//! with EHOSTDOWN. Which signals end the wait before: [`crate::signals`].
 //!
 //! - here: the mount's state, what the homes grant and take back, asking a home
 //! - `calls`: one call of the kernel
-//! - `names`, `attributes`, `contents`: what such a call does
+//! - `names`, `attributes`, `contents`, `locks`: what such a call does
 //! - `messages`: from the words of the kernel to those of the nodes
 
 mod attributes;
 mod calls;
 mod contents;
+mod locks;
 mod messages;
 mod names;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,7 +36,7 @@ use unum_sys::fuse::{
 };
 
 use super::memory::{Memory, TTL_MAX};
-use super::table::{Table, Target};
+use super::table::{LockKey, Table, Target};
 use super::{Recall, Release, Renew};
 use crate::membership::{MemberState, Membership};
 use crate::registry::Registry;
@@ -75,6 +75,10 @@ pub struct HostTrees {
     table: Mutex<Table>,
     memory: Memory,
     mounted: Timestamp,
+    /// By file: no lock of an owner is asked for while its home is told that its locks have ended.
+    turns: Vec<tokio::sync::RwLock<()>>,
+    /// Owners of locks that have ended, which their homes do not know yet.
+    told_later: Mutex<HashSet<LockKey>>,
     /// From then on the kernel trusts nothing on the word of an earlier daemon.
     alone: Instant,
 }
@@ -82,8 +86,7 @@ pub struct HostTrees {
 /// What the daemon wants of the kernel for `/n`.
 pub fn wishes() -> Wishes {
     let wishes = Wishes::default();
-    let locks = Capabilities::POSIX_LOCKS | Capabilities::FLOCK_LOCKS;
-    let capabilities = wishes.capabilities.without(locks)
+    let capabilities = wishes.capabilities
         | Capabilities::AUTO_INVAL_DATA
         | Capabilities::HANDLE_KILLPRIV_V2
         | Capabilities::DIRECT_IO_ALLOW_MMAP
@@ -102,7 +105,8 @@ pub fn mount_options() -> MountOptions {
 }
 
 impl HostTrees {
-    /// `journal` is where a daemon's death does not reach, but a machine's does. `fresh`: the mount is new.
+    /// `journal` is where a daemon's death does not reach, but a machine's does. `fresh`: the mount is new. To be called in a
+    /// runtime.
     pub fn new(parts: Parts, journal: &Path, fresh: bool) -> std::io::Result<Arc<Self>> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let secs = now.map_or(0, |now| now.as_secs() as i64);
@@ -110,7 +114,17 @@ impl HostTrees {
         let mounted = Timestamp { secs, nanos: 0 };
         let inherits = if fresh { Duration::ZERO } else { TTL_MAX };
         let alone = Instant::now() + inherits;
-        Ok(Arc::new(Self { parts, table, memory: Memory::default(), mounted, alone }))
+        let trees = Arc::new(Self {
+            parts,
+            table,
+            memory: Memory::default(),
+            mounted,
+            turns: (0..locks::TURNS).map(|_| tokio::sync::RwLock::default()).collect(),
+            told_later: Mutex::default(),
+            alone,
+        });
+        trees.end_locks_of_closed();
+        Ok(trees)
     }
 
     /// What homes call.
@@ -249,11 +263,12 @@ impl HostTrees {
     fn is_dead(&self, home: NodeId) -> bool {
         let view = self.parts.membership.view();
         let state = view.get(&home).map(|member| member.state);
-        let member = self
-            .parts
-            .registry
-            .read(|state| state.nodes().get(home).is_some_and(|node| node.is_member()));
-        !member || state == Some(MemberState::Down)
+        !self.is_member(home) || state == Some(MemberState::Down)
+    }
+
+    fn is_member(&self, home: NodeId) -> bool {
+        let registry = &self.parts.registry;
+        registry.read(|state| state.nodes().get(home).is_some_and(|node| node.is_member()))
     }
 
     fn failure(&self, home: NodeId, error: &RpcError) -> Errno {

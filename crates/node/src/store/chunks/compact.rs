@@ -7,8 +7,12 @@ use unum_proto::ids::ChunkId;
 
 use super::format::{HEAD_BYTES, segment_name};
 use super::write::Change;
-use super::{ChunkError, ChunkStore, Index, Place, Tomb};
+use super::{ChunkError, ChunkStore, Index, Place, Segment, Tomb};
 use crate::store::disk::DiskError;
+
+/// The last segment is ended before it is full when this part of a full one is dead in it: what was
+/// deleted shall not wait for others to write.
+const SEAL_DEAD_SHARE: u64 = 4;
 
 /// The outcome of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +54,11 @@ impl ChunkStore {
         compaction: &mut Option<Cursor>,
         bytes_max: u64,
     ) -> Result<Compacted, ChunkError> {
-        let Some(mut cursor) = compaction.take().or_else(|| self.choose()) else {
-            return Ok(Compacted::Nothing);
+        let next = match compaction.take() {
+            Some(cursor) => Some(cursor),
+            None => self.choose()?,
         };
+        let Some(mut cursor) = next else { return Ok(Compacted::Nothing) };
         // After an error the work begins anew: the cursor is gone.
         let bytes = self.move_some(&mut cursor, bytes_max)?;
         if !cursor.alive.is_empty() {
@@ -62,8 +68,18 @@ impl ChunkStore {
         self.free(cursor, bytes)
     }
 
-    fn choose(&self) -> Option<Cursor> {
-        self.read_index().choose(self.options.compact_dead_percent)
+    /// What to free next. The last segment, too, if it is worth it: another one is begun then.
+    fn choose(&self) -> Result<Option<Cursor>, ChunkError> {
+        let percent = self.options.compact_dead_percent;
+        let sealed = self.read_index().choose(percent);
+        if sealed.is_some() {
+            return Ok(sealed);
+        }
+        let dead_min = self.options.segment_bytes / SEAL_DEAD_SHARE;
+        let last = self.read_index().last_if_dead(percent, dead_min);
+        let Some(last) = last else { return Ok(None) };
+        self.seal(last)?;
+        Ok(self.read_index().choose(percent))
     }
 
     fn move_some(&self, cursor: &mut Cursor, bytes_max: u64) -> Result<u64, ChunkError> {
@@ -138,18 +154,29 @@ impl Index {
         let (number, _) = self
             .segments
             .range(..active)
-            .map(|(number, segment)| {
-                let tombs = (self.needed_tombs(*number).count() * HEAD_BYTES) as u64;
-                let total = u64::from(segment.end);
-                (*number, total, total.saturating_sub(segment.live_bytes + tombs))
+            .filter_map(|(number, segment)| {
+                Some((*number, self.dead_in(*number, segment, dead_percent)?))
             })
-            .filter(|(_, total, dead)| dead * 100 >= total * dead_percent)
-            .map(|(number, _, dead)| (number, dead))
             .max_by_key(|(_, dead)| *dead)?;
         let places = self.chunks.iter().filter(|(_, place)| place.segment == number);
         let (rotten, alive) =
             places.map(|(chunk, place)| (*chunk, *place)).partition(|(_, place)| place.rotten);
         Some(Cursor { segment: number, alive, rotten })
+    }
+
+    /// The segment that is written to, if this much of it is dead.
+    fn last_if_dead(&self, dead_percent: u64, dead_min: u64) -> Option<u64> {
+        let (number, last) = self.segments.last_key_value()?;
+        let dead = self.dead_in(*number, last, dead_percent)?;
+        (dead >= dead_min).then_some(*number)
+    }
+
+    /// The bytes of a segment that nobody needs, if they are this share of it.
+    fn dead_in(&self, number: u64, segment: &Segment, dead_percent: u64) -> Option<u64> {
+        let tombs = (self.needed_tombs(number).count() * HEAD_BYTES) as u64;
+        let total = u64::from(segment.end);
+        let dead = total.saturating_sub(segment.live_bytes + tombs);
+        (dead * 100 >= total * dead_percent).then_some(dead)
     }
 
     /// The tombstones in a segment without which a deleted chunk would return.

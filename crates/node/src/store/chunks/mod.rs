@@ -19,7 +19,9 @@
 //! - `expire` never takes a chunk that was put, for the first time or again, after the stamp that it
 //!   is given: who puts a chunk wants it.
 //!
-//! The index is in memory: about 100 bytes for each chunk.
+//! The index is in memory: about 100 bytes for each chunk. What is written in large chunks leaves the
+//! page cache once it is durable: it is of large files, whose readers have caches of their own, and a gigabyte of
+//! it would only drive out what is read often.
 //!
 //! Left out on purpose: which chunks are wanted and where their replicas are (the registry), and
 //! clocks: the age of a chunk is told by stamps that grow with every group.
@@ -36,11 +38,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use unum_proto::ids::ChunkId;
 
 use super::disk::{Disk, DiskError, DiskFile, Space};
-use super::limits::{CHUNK_BLOCK_BYTES, CHUNK_RESERVE_BYTES, CHUNK_SEGMENT_BYTES, CHUNK_SIZE_MAX};
+use super::limits::{
+    CHUNK_BLOCK_BYTES, CHUNK_BUFFERS_IDLE_MAX, CHUNK_RESERVE_BYTES, CHUNK_SEGMENT_BYTES,
+    CHUNK_SIZE_MAX,
+};
+use crate::buffers::Buffers;
 use format::{Body, HEAD_BYTES, HEAD_BYTES_MAX, Head, block_crcs, blocks_hold};
 use write::Writer;
 
@@ -139,6 +145,8 @@ pub struct ChunkStore {
     /// Held during a group's write and sync. Taken before `index`.
     writer: Mutex<Writer>,
     index: RwLock<Index>,
+    /// For what is read.
+    buffers: Buffers,
     /// The compaction that is under way; held during a step of it. Taken before `writer`.
     compaction: Mutex<Option<compact::Cursor>>,
 }
@@ -281,6 +289,7 @@ impl ChunkStore {
             options,
             writer: Mutex::new(Writer::new(found.next_number)),
             index: RwLock::new(found.index),
+            buffers: Buffers::new(CHUNK_SIZE_MAX, CHUNK_BUFFERS_IDLE_MAX),
             compaction: Mutex::new(None),
         };
         Ok((store, found.damage))
@@ -333,14 +342,16 @@ impl ChunkStore {
         let first = offset as usize / CHUNK_BLOCK_BYTES;
         let from = first * CHUNK_BLOCK_BYTES;
         let to = (end as usize).next_multiple_of(CHUNK_BLOCK_BYTES).min(place.len as usize);
-        let mut content = BytesMut::zeroed(to.saturating_sub(from));
         let at = u64::from(place.at) + (head.head_bytes() + from) as u64;
-        let read = file.read_at(&mut content, at)?;
-        if read != content.len() || !blocks_hold(blocks, first, &content) {
-            return Err(self.mark_rotten(chunk, &place, &*file));
-        }
+        let content = self.buffers.filled(to.saturating_sub(from), |content| {
+            let read = file.read_at(content, at)?;
+            match read == content.len() && blocks_hold(blocks, first, content) {
+                true => Ok(()),
+                false => Err(self.mark_rotten(chunk, &place, &*file)),
+            }
+        })?;
         let skip = offset as usize - from;
-        Ok(content.freeze().slice(skip..skip + len))
+        Ok(content.slice(skip..skip + len))
     }
 
     /// The length of a chunk that is there and not known to be damaged.

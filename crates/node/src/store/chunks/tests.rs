@@ -69,6 +69,19 @@ fn parts_of_chunks_are_read_and_checked() {
 }
 
 #[test]
+fn large_chunks_are_not_kept_in_memory_and_small_ones_are() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = open(&sim);
+    put(&store, 1, 4096).unwrap();
+    assert_eq!(sim.dropped_bytes(SEGMENT), 0);
+    let options = ChunkOptions { segment_bytes: 8 << 20, ..options() };
+    let store = ChunkStore::open(sim.disk(), options).unwrap().0;
+    put(&store, 2, CHUNK_SIZE_MAX).unwrap();
+    assert!(sim.dropped_bytes(SEGMENT) >= CHUNK_SIZE_MAX as u64);
+    assert_eq!(whole(&store, 2).unwrap(), content(2, CHUNK_SIZE_MAX));
+}
+
+#[test]
 fn a_rotten_chunk_is_told_and_replaced() {
     let sim = SimDisk::new(1, ROOM).unwrap();
     let (store, _) = open(&sim);
@@ -209,6 +222,42 @@ fn compaction_frees_what_is_dead_and_keeps_the_rest() {
     let left: Vec<_> = store.list(None, 100).iter().map(|listed| listed.chunk.seq).collect();
     assert_eq!(left, (0..40).step_by(4).collect::<Vec<_>>());
     left.iter().for_each(|seq| assert_eq!(whole(&store, *seq).unwrap(), content(*seq, 3000)));
+}
+
+#[test]
+fn what_is_dead_in_the_last_segment_is_freed_too() {
+    let sim = SimDisk::new(1, ROOM).unwrap();
+    let (store, _) = open(&sim);
+    let compact = |store: &ChunkStore| {
+        let mut steps = 0;
+        while store.compact(4000).unwrap() != Compacted::Nothing {
+            steps += 1;
+            assert!(steps < 20);
+        }
+    };
+    // A little is not worth a new segment.
+    put(&store, 0, 3000).unwrap();
+    store.delete(id(0)).unwrap();
+    compact(&store);
+    let files = sim.disk().list().unwrap();
+    for seq in 1..5 {
+        put(&store, seq, 3000).unwrap();
+    }
+    assert_eq!(sim.disk().list().unwrap(), files, "all is in one segment");
+    for seq in 1..4 {
+        store.delete(id(seq)).unwrap();
+    }
+    compact(&store);
+    let freed = sim.disk().list().unwrap();
+    assert!(freed.len() == 1 && freed != files, "{freed:?}");
+    assert!(store.usage().unwrap().dead_bytes < 2000);
+    sim.crash().unwrap();
+    let (store, damage) = open(&sim);
+    assert_eq!(damage, []);
+    assert_eq!(store.list(None, 100).len(), 1);
+    assert_eq!(whole(&store, 4).unwrap(), content(4, 3000));
+    put(&store, 5, 3000).unwrap();
+    assert_eq!(whole(&store, 5).unwrap(), content(5, 3000));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::format::{
 };
 use super::{ChunkError, ChunkStore, Draft, Index, Place, Segment, Tomb};
 use crate::store::disk::{DiskError, DiskFile, Op, Open};
-use crate::store::limits::CHUNK_GROUP_BYTES_MAX;
+use crate::store::limits::{CHUNK_BULK_BYTES_MIN, CHUNK_GROUP_BYTES_MAX};
 
 pub(super) struct Writer {
     next_number: u64,
@@ -221,6 +221,9 @@ impl ChunkStore {
         }
         target.file.sync().map_err(|error| writer.poison(error))?;
         self.write_index().enter(&target, &planned);
+        if bytes / planned.len() >= CHUNK_BULK_BYTES_MIN {
+            target.file.drop_cached(u64::from(target.at), bytes as u64);
+        }
         Ok(())
     }
 
@@ -247,6 +250,19 @@ impl ChunkStore {
             }
         }
         self.add_segment(writer)
+    }
+
+    /// Ends a segment if it is the last: what is written next goes to a new one.
+    pub(super) fn seal(&self, number: u64) -> Result<(), ChunkError> {
+        let mut writer = self.lock_writer();
+        if let Some(by) = &writer.poison {
+            return Err(ChunkError::Poisoned { by: by.clone() });
+        }
+        let last = self.read_index().segments.last_key_value().map(|(last, _)| *last);
+        if last == Some(number) {
+            self.add_segment(&mut writer)?;
+        }
+        Ok(())
     }
 
     fn add_segment(&self, writer: &mut Writer) -> Result<Target, ChunkError> {

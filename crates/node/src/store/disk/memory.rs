@@ -36,6 +36,8 @@ pub(super) struct MemoryFile {
     path: String,
     store: Arc<Store>,
     bytes: Mutex<Vec<u8>>,
+    /// Bytes that a real disk would have been asked to keep no copy of.
+    dropped_bytes: AtomicU64,
 }
 
 impl MemoryDisk {
@@ -95,7 +97,8 @@ impl Disk for MemoryDisk {
             (None, Open::Existing) => Err(DiskError::NotFound { path: self.shown(name) }),
             (None, Open::New | Open::Any) => {
                 let (path, store) = (self.shown(name), self.store.clone());
-                let file = Arc::new(MemoryFile { path, store, bytes: Mutex::default() });
+                let (bytes, dropped_bytes) = (Mutex::default(), AtomicU64::new(0));
+                let file = Arc::new(MemoryFile { path, store, bytes, dropped_bytes });
                 names.files.insert(name.to_owned(), file.clone());
                 Ok(file)
             }
@@ -188,6 +191,10 @@ impl MemoryFile {
         byte.map(|byte| *byte ^= bits).is_some()
     }
 
+    pub(super) fn dropped_bytes(&self) -> u64 {
+        self.dropped_bytes.load(Ordering::Relaxed)
+    }
+
     fn resize(&self, bytes: &mut Vec<u8>, len: u64, op: Op) -> Result<(), DiskError> {
         let grown = len.saturating_sub(bytes.len() as u64);
         if grown > self.store.space().free_bytes {
@@ -245,5 +252,9 @@ impl DiskFile for MemoryFile {
 
     fn path(&self) -> &str {
         &self.path
+    }
+
+    fn drop_cached(&self, _offset: u64, len: u64) {
+        self.dropped_bytes.fetch_add(len, Ordering::Relaxed);
     }
 }

@@ -53,6 +53,12 @@ impl SimDisk {
         self.durable.file(path).is_some_and(|file| file.flip(offset, bits))
     }
 
+    /// How many bytes of a file, given as `dir/name`, a real disk would have been asked to keep no copy of in
+    /// memory.
+    pub fn dropped_bytes(&self, path: &str) -> u64 {
+        self.durable.file(path).map_or(0, |file| file.dropped_bytes())
+    }
+
     /// Gives the disk more room or less; what it holds stays.
     pub fn set_total_bytes(&self, total_bytes: u64) {
         self.durable.set_total_bytes(total_bytes);
