@@ -20,6 +20,8 @@ const START_PATIENCE: Duration = Duration::from_secs(15);
 /// A member that starts finds its majority within this time, or it is told to the person.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// Making a cluster is a matter of milliseconds, but for a disk that is busy with something else.
+const CREATE_PATIENCE: Duration = Duration::from_secs(120);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const POLL_PERIOD: Duration = Duration::from_millis(20);
 /// Waits longer than this are told on a terminal.
@@ -30,7 +32,8 @@ pub fn up(start: &StartArgs, socket: Option<&Path>, out: &Output) -> Result<()> 
     block_on(async {
         let (daemon, status) = running_daemon(&service, out).await?;
         if status.state() == DaemonState::Solitary {
-            daemon.call::<Create>(CreateRequest {}).await?;
+            let create = daemon.call_within::<Create>(CreateRequest {}, CREATE_PATIENCE);
+            telling(out, "waiting for the cluster to be made; is the disk busy?", create).await?;
         }
         let status = wait_until_ready(&service, &daemon, out).await?;
         out.say(&format!("node {} of cluster {} is up", status.name, status.cluster));
@@ -56,7 +59,8 @@ pub fn join(
             .next("To make it join another cluster, first: unum leave"));
         }
         let request = JoinRequest { token, addresses };
-        daemon.call_within::<Join>(request, JOIN_PATIENCE).await?;
+        let join = daemon.call_within::<Join>(request, JOIN_PATIENCE);
+        telling(out, "waiting to be let in", join).await?;
         let status = wait_until_ready(&service, &daemon, out).await?;
         out.say(&format!("node {} of cluster {} is up", status.name, status.cluster));
         Ok(())
@@ -207,6 +211,18 @@ async fn wait_for_end(pid: u32) -> Result<()> {
 fn is_zombie(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
+/// Does the work, which has an end of its own, and tells the person what takes so long if it does.
+async fn telling<T>(out: &Output, what: &str, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    match tokio::time::timeout(SILENCE_MAX, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            out.progress(what);
+            work.await
+        }
+    }
 }
 
 /// A wait with an end, told to the person when it gets long.

@@ -14,7 +14,7 @@ use super::enter::{self, Order};
 use super::identity::Identity;
 use super::mounts::MountPoints;
 use super::place::{Locked, MACHINES_MAX, Machine, Place, State};
-use super::{check, network, pid1};
+use super::{check, network, pid1, trouble};
 use crate::failure::{Explain, Failure, Result};
 use crate::output::Output;
 
@@ -40,11 +40,11 @@ pub fn up(place: &Place, args: &UpArgs, out: &Output) -> Result<()> {
     }
     let result = build(&locked, args, out);
     if let Err(failure) = result {
-        let logs = tail_of_logs(place);
+        let known = trouble::tell(place);
         if let Err(leftover) = tear_down(locked) {
             out.note(&leftover.to_string());
         }
-        return Err(Failure { what: format!("{}{logs}", failure.what), ..failure });
+        return Err(Failure { what: format!("{}{known}", failure.what), ..failure });
     }
     let what = if args.bare { "machines" } else { "nodes" };
     out.say(&format!(
@@ -241,21 +241,6 @@ fn unum_on(place: &Place, machine: &Machine, words: &[&str]) -> Result<String> {
     let verb = words.first().copied().unwrap_or_default();
     let why = why.trim().trim_start_matches("unum: ");
     Err(Failure::new(format!("`unum {verb}` failed on {}: {why}", machine.name)))
-}
-
-fn tail_of_logs(place: &Place) -> String {
-    const LINES_MAX: usize = 5;
-    let Ok(state) = place.load() else { return String::new() };
-    let mut text = String::new();
-    for machine in &state.machines {
-        let log = place.machine_dir(&machine.name).join(pid1::DAEMON_LOG);
-        let log = std::fs::read_to_string(log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        for line in lines.iter().skip(lines.len().saturating_sub(LINES_MAX)) {
-            text.push_str(&format!("\n  {}: {line}", machine.name));
-        }
-    }
-    text
 }
 
 /// Removes everything, whatever state it is in. Nothing there is as good.

@@ -17,6 +17,7 @@ pub mod pid1;
 mod place;
 mod service;
 mod show;
+mod trouble;
 mod users;
 
 use args::{DevArgs, DevVerb, MachineArgs, MachineVerb};
