@@ -18,7 +18,7 @@ demo: build
 	@scripts/demo
 
 test:
-	@scripts/need-packages $(BUILD_PACKAGES) $(RUN_PACKAGES) python3 acl rsync
+	@scripts/need-packages $(BUILD_PACKAGES) $(RUN_PACKAGES) python3 acl rsync git
 	@scripts/test
 
 bench:

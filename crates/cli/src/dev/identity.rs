@@ -37,13 +37,23 @@ impl Identity {
         (Self::of(self.pid) == Some(self) && !has_ended(&pidfd)).then_some(pidfd)
     }
 
+    /// Kills the process and does not wait. Gone already is as good.
+    pub fn kill(self) -> io::Result<()> {
+        self.open().map_or(Ok(()), |pidfd| send_kill(&pidfd))
+    }
+
     /// Kills the process and waits for its end. Gone already is as good.
     pub fn kill_and_wait(self, patience: Duration) -> io::Result<()> {
         let Some(pidfd) = self.open() else { return Ok(()) };
-        match pidfd_send_signal(&pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => wait_for_end(&pidfd, patience),
-            Err(error) => Err(error.into()),
-        }
+        send_kill(&pidfd)?;
+        wait_for_end(&pidfd, patience)
+    }
+}
+
+fn send_kill(pidfd: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

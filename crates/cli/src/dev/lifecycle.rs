@@ -11,6 +11,7 @@ use super::args::UpArgs;
 use super::birth::{self, Newborn};
 use super::cgroup::CpuGroup;
 use super::enter::{self, Order};
+use super::fuse::Connections;
 use super::identity::Identity;
 use super::mounts::MountPoints;
 use super::place::{Locked, MACHINES_MAX, Machine, Place, State};
@@ -260,7 +261,7 @@ fn tear_down(locked: Locked) -> Result<()> {
     }
     let state = locked.load()?;
     for init in state.machines.iter().filter_map(|machine| machine.init) {
-        kill(init)?;
+        take_power(init)?;
     }
     if let Some(switch) = state.switch {
         kill(switch)?;
@@ -276,6 +277,14 @@ fn tear_down(locked: Locked) -> Result<()> {
     locked.remove()?;
     MountPoints::remove_unused();
     Ok(())
+}
+
+/// Ends all of a machine's processes at once, and what they had of the kernel.
+fn take_power(init: Identity) -> Result<()> {
+    let connections = Connections::of(init);
+    init.kill().explain(|| format!("cannot kill process {}", init.pid))?;
+    connections.abort().explain(|| "cannot abort the machine's FUSE connections".into())?;
+    kill(init)
 }
 
 fn kill(process: Identity) -> Result<()> {
@@ -309,7 +318,7 @@ pub fn cut(place: &Place, names: &[String]) -> Result<()> {
     for name in names {
         let machine = state.machine_mut(name)?;
         if let Some(init) = machine.init {
-            kill(init)?;
+            take_power(init)?;
         }
         network::disconnect(switch, machine.number);
         machine.init = None;

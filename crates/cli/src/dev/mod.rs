@@ -9,6 +9,7 @@ mod birth;
 mod cgroup;
 mod check;
 mod enter;
+mod fuse;
 mod identity;
 mod lifecycle;
 mod mounts;
