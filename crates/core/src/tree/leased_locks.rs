@@ -19,14 +19,44 @@ use std::collections::BTreeMap;
 
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
-use unum_proto::tree::{LockRange, LockTable, LoggedChange};
+use unum_proto::tree::{Lock, LockRange, LockTable, LoggedChange};
 
 use super::Tree;
-use super::locks::{HeldLock, LOCK_END_MAX, LockOwner};
+use super::locks::{HeldLock, LOCK_END_MAX, LockOwner, Locks};
+use crate::limits::LOCKS_RESERVED_MAX;
 
 /// Whether a command does nothing but end locks of its issuer.
 pub fn gives_locks_back(command: &Command) -> bool {
     matches!(command, Command::Unlock(_) | Command::ReleaseOwner(_))
+}
+
+/// The inode whose locks a command is about.
+pub fn locked_inode(command: &Command) -> Option<Ino> {
+    Span::of(command).map(|span| span.ino)
+}
+
+/// What a node holds after these changes of its locks, if it had none before.
+pub fn locks_left<'a>(
+    node: NodeId,
+    commands: impl IntoIterator<Item = &'a Command>,
+) -> Vec<(Ino, LockTable, u64)> {
+    let mut locks = Locks::default();
+    let mut granted = Vec::new();
+    for command in commands {
+        // They were granted: none is refused for what others had.
+        let _ = match command {
+            Command::Lock(lock) => {
+                let lock = Lock { waiter: None, ..*lock };
+                locks.lock(node, &lock, LOCKS_RESERVED_MAX, &mut granted).map(drop)
+            }
+            Command::Unlock(unlock) => locks.unlock(node, unlock, LOCKS_RESERVED_MAX, &mut granted),
+            Command::ReleaseOwner(release) => locks.release_owner(node, release, &mut granted),
+            _ => Ok(()),
+        };
+    }
+    let mut left: Vec<_> = locks.of_node(node).collect();
+    left.dedup();
+    left
 }
 
 impl Tree {

@@ -83,7 +83,7 @@ pub use error::TreeError;
 pub use extents::{Extent, Source};
 pub use folding::{Folded, fold};
 pub use inode::{Inode, Kind};
-pub use leased_locks::{fold_locks, gives_locks_back};
+pub use leased_locks::{fold_locks, gives_locks_back, locked_inode, locks_left};
 pub use leases::WriteLease;
 pub use local::{Executed, Local, Pending, Refusal};
 pub use snapshot::{SnapshotError, TreeLoader};
