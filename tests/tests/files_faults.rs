@@ -8,7 +8,7 @@ use unum_tests::actor::{Answer, actors, cannot_run_files};
 use unum_tests::{Playground, text};
 
 /// Power cuts in the test; `scripts/power-cuts` does more.
-const CUTS: &str = "3";
+const CUTS: &str = "6";
 
 #[test]
 fn what_one_machine_changed_every_other_sees() {

@@ -1,7 +1,13 @@
 //! The playground itself: machines without daemons.
 
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use unum_tests::{Census, Playground, cannot_run, text, unum};
 
 const BARE: [&str; 3] = ["--bare", "--nodes", "3"];
@@ -137,6 +143,27 @@ fn a_power_cut_ends_everything_and_keeps_the_disk() {
     assert_eq!(text(&found.stdout), "kept\n");
     serve(&playground, "n2");
     assert_eq!(ask(&playground, "n1", "n2"), "hello");
+}
+
+#[test]
+fn a_power_cut_leaves_the_mounts_of_the_computer_alone() {
+    if cannot_run() || !Path::new("/dev/fuse").exists() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let device = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE is there");
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let options = CString::new(options).expect("no zeros");
+    mount("test", place.path(), "fuse", MountFlags::empty(), options.as_c_str()).expect("a mount");
+    // Machines see the computer's mounts, also those that their own lie over.
+    let playground = Playground::up(&["--bare", "--nodes", "1"]);
+    playground.must("cut", &["n1"]);
+    let mut asked = [PollFd::new(&device, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).expect("it can be asked");
+    let alive = !asked[0].revents().contains(PollFlags::ERR);
+    drop(playground);
+    unmount(place.path(), UnmountFlags::DETACH).expect("it is mounted");
+    assert!(alive, "the connection was aborted");
 }
 
 #[test]

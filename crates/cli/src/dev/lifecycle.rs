@@ -3,15 +3,16 @@
 //! Every command that changes something holds the playground's lock from start to end, and writes
 //! down what it is about to make before it makes it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use unum_node::settings::{PORT, Settings};
+use unum_sys::fuse::ConnectionId;
 
 use super::args::UpArgs;
 use super::birth::{self, Newborn};
 use super::cgroup::CpuGroup;
 use super::enter::{self, Order};
-use super::fuse::Connections;
 use super::identity::Identity;
 use super::mounts::MountPoints;
 use super::place::{Locked, MACHINES_MAX, Machine, Place, State};
@@ -279,12 +280,28 @@ fn tear_down(locked: Locked) -> Result<()> {
     Ok(())
 }
 
-/// Ends all of a machine's processes at once, and what they had of the kernel.
+/// Ends all of a machine's processes at once, and its FUSE connections, as a loss of power does.
+///
+/// Killing alone does not always end them: a thread of the daemon that tells the kernel to drop a page
+/// waits, beyond the reach of any signal, for a program that waits for the daemon's answer. The end
+/// of the connection frees both.
 fn take_power(init: Identity) -> Result<()> {
-    let connections = Connections::of(init);
+    let connections = own_connections(init)?;
     init.kill().explain(|| format!("cannot kill process {}", init.pid))?;
-    connections.abort().explain(|| "cannot abort the machine's FUSE connections".into())?;
+    for connection in connections {
+        connection.abort().explain(|| "cannot abort the machine's FUSE connections".into())?;
+    }
     kill(init)
+}
+
+/// The connections that were mounted inside of the machine. It sees the computer's as well, since its
+/// root is the computer's own; those live on.
+fn own_connections(init: Identity) -> Result<BTreeSet<ConnectionId>> {
+    // Of one whose processes are gone, nothing is mounted any more.
+    let seen = ConnectionId::all_of(init.pid).unwrap_or_default();
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let outside = ConnectionId::all_of(own).explain(|| "cannot read the mount table".into())?;
+    Ok(&seen - &outside)
 }
 
 fn kill(process: Identity) -> Result<()> {

@@ -9,7 +9,6 @@ mod birth;
 mod cgroup;
 mod check;
 mod enter;
-mod fuse;
 mod identity;
 mod lifecycle;
 mod mounts;

@@ -3,13 +3,15 @@
 //! Left out on purpose: fusermount (the node runs as root), and any policy on nosuid and nodev,
 //! which the caller sets.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
     fsopen,
@@ -120,7 +122,7 @@ pub fn unmount(at: &Path, how: Unmount) -> io::Result<()> {
 }
 
 /// The kernel's number of a FUSE connection. Unlike a path, it can be used when nothing answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u32);
 
 impl ConnectionId {
@@ -131,6 +133,13 @@ impl ConnectionId {
         Ok(table.split(|byte| *byte == b'\n').rev().find_map(|line| connection_of(line, at)))
     }
 
+    /// All that are mounted in a process's mount namespace.
+    pub fn all_of(pid: i32) -> io::Result<BTreeSet<ConnectionId>> {
+        let table = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
+        let lines = table.split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(connection_and_place).map(|(id, _)| id).collect())
+    }
+
     /// Lets the kernel read so many KiB ahead of who reads a file from one end to the other. What is agreed on
     /// at INIT can only lessen what the machine grants every file system, which is 128 KiB; so to
     /// be called after that.
@@ -139,7 +148,7 @@ impl ConnectionId {
     }
 
     /// Ends the connection: callers in flight get ECONNABORTED, later ones ENOTCONN. Works with a
-    /// stopped or dead daemon.
+    /// stopped or dead daemon. One that has ended is left so.
     pub fn abort(self) -> io::Result<()> {
         let path = format!("{CONNECTIONS_DIR}/{}/abort", self.0);
         match std::fs::OpenOptions::new().write(true).open(path) {
@@ -155,24 +164,28 @@ impl ConnectionId {
         fsconfig_create(fs.as_fd())?;
         let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
         let path = format!("{}/abort", self.0);
-        let file: OwnedFd =
-            rustix::fs::openat(&root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(file, b"1")?;
-        Ok(())
+        match rustix::fs::openat(&root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => rustix::io::write(file, b"1").map(|_| ()).map_err(Into::into),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
-/// `36 35 0:51 / /mnt rw,.. - fuse.unum ..`: the minor device number is the connection's.
 fn connection_of(line: &[u8], at: &Path) -> Option<ConnectionId> {
+    let (connection, mount_point) = connection_and_place(line)?;
+    (mount_point == at.as_os_str().as_bytes()).then_some(connection)
+}
+
+/// `36 35 0:51 / /mnt rw,.. - fuse.unum ..`: the minor device number is the connection's.
+fn connection_and_place(line: &[u8]) -> Option<(ConnectionId, Vec<u8>)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let mount_point = fields.nth(1)?;
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
     let fuse = kind == b"fuse" || kind.starts_with(b"fuse.");
-    if !fuse || unescape(mount_point) != at.as_os_str().as_bytes() {
-        return None;
-    }
-    device.split_once(':')?.1.parse().ok().map(ConnectionId)
+    let number = device.split_once(':')?.1.parse().ok()?;
+    fuse.then(|| (ConnectionId(number), unescape(mount_point)))
 }
 
 /// A field of the mount table as it is meant: blanks, tabs, newlines and backslashes are written there as `\`
@@ -208,5 +221,7 @@ mod tests {
         assert_eq!(connection_of(line, Path::new("/a")), None);
         assert_eq!(connection_of(b"36 35 0:51 / /a rw - ext4 x rw", Path::new("/a")), None);
         assert_eq!(connection_of(b"36 35", Path::new("/a")), None);
+        let control = b"36 35 0:52 / /sys/fs/fuse/connections rw - fusectl none rw";
+        assert_eq!(connection_and_place(control), None);
     }
 }
