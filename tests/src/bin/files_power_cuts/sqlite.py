@@ -2,7 +2,7 @@
 # that was acknowledged.
 # check JOURNAL LIFE DATABASE NEWEST: whether the database is sound and holds whole transactions from
 # 0 on, without a gap, NEWEST among them.
-import itertools, os, random, sqlite3, sys, time
+import itertools, os, random, sqlite3, sys
 
 PARTS = 3
 verb, journal, life, path = sys.argv[1:5]
@@ -27,8 +27,6 @@ if verb == "write":
         database.execute("UPDATE newest SET number = ?", (number,))
         database.execute("COMMIT")
         os.write(1, b"%d\n" % number)
-        # Who wants to look polls for the lock, and would hardly ever find it free.
-        time.sleep(random.random() / 50)
 else:
     database.execute("BEGIN")
     (state,) = database.execute("PRAGMA integrity_check").fetchone()
