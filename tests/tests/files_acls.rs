@@ -196,7 +196,7 @@ fn tools_do_with_lists_what_they_do_elsewhere() {
     }
     playground
         .does("n1", "mkdir /unum/here /unum/strict && chmod 755 /tmp/acls && setfacl -b /tmp/acls");
-    playground.does("n1", "setfattr -n user.unum.class -v strict /unum/strict");
+    playground.does("n1", "unum volume set /unum/strict class=strict");
     for (number, step) in STEPS.iter().enumerate() {
         let run = |machine: &str, place: &str| {
             let output =
