@@ -70,6 +70,8 @@ pub const VOLUME_SNAPSHOTS_MAX: usize = 256;
 pub const SNAPSHOTS_MAX: usize = 4096;
 /// Locks of both tables on one inode.
 pub const LOCKS_PER_INODE_MAX: usize = 4096;
+/// The same with what was locked under a write lease: others may have split theirs since there was room.
+pub const LOCKS_RESERVED_MAX: usize = 2 * LOCKS_PER_INODE_MAX;
 /// Waiting lock requests on one inode.
 pub const WAITS_PER_INODE_MAX: usize = 1024;
 /// Owners that one search for a deadlock visits; past it the request may wait.

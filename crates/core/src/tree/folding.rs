@@ -65,6 +65,8 @@ pub fn fold(
             }
             // What is made is no file that is written to already.
             Some(Command::Create(_)) => {}
+            // What is locked says nothing of what is in a file.
+            Some(Command::Lock(_) | Command::Unlock(_) | Command::ReleaseOwner(_)) => {}
             Some(Command::SetAttributes(set)) => whole.extend(runs.remove(&set.ino)),
             Some(Command::Fallocate(fallocate)) => whole.extend(runs.remove(&fallocate.ino)),
             Some(Command::SetXattr(set)) => whole.extend(runs.remove(&set.ino)),

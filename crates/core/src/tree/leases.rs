@@ -10,7 +10,8 @@
 //! in batches (`Drain`). Invariants: the changes of a lease are applied in order, each once, without
 //! gaps; inode numbers under a lease come from a range that is its own and only grow.
 //!
-//! Locks, holds, reaping and the places of chunks do not depend on leases.
+//! What is locked of a covered inode is its holder's to say (see [`super::leased_locks`]). Holds, reaping and
+//! the places of chunks do not depend on leases.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,13 +21,14 @@ use unum_proto::ids::{Ino, LeaseId, NodeId, VolumeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
-    AcquireLease, Create, Drain, Drained, LeaseRecord, Leased, LoggedChange, REFUSALS_MAX,
-    RefusedChange, ReleaseLease, Rename, Waiter,
+    AcquireLease, Create, Drain, Drained, LeaseRecord, Leased, LockState, LoggedChange,
+    REFUSALS_MAX, RefusedChange, ReleaseLease, Rename, Waiter,
 };
 
 use super::Tree;
 use super::error::TreeError;
 use super::inode::Kind;
+use super::leased_locks::gives_locks_back;
 use crate::limits::{
     DRAIN_CHANGES_MAX, INO_END, INODE_BATCH_MAX, LEASE_INODES, LEASED_BELOW_LOOKS, LEASED_BELOW_MAX,
 };
@@ -123,15 +125,15 @@ impl Tree {
             Command::RemoveXattr(remove) => vec![Ino(remove.ino)],
             Command::CreateUnnamed(create) => vec![Ino(create.parent)],
             Command::CreateVolume(create) => named(create.parent, &create.name).collect(),
+            Command::Lock(lock) => vec![Ino(lock.ino)],
+            Command::Unlock(unlock) => vec![Ino(unlock.ino)],
+            Command::ReleaseOwner(release) => vec![Ino(release.ino)],
             Command::SetReplicas(_)
             | Command::Hold(_)
             | Command::Release(_)
             | Command::ReleaseNode(_)
             | Command::Reap(_)
-            | Command::Lock(_)
-            | Command::Unlock(_)
             | Command::CancelWait(_)
-            | Command::ReleaseOwner(_)
             | Command::AcquireLease(_)
             | Command::ReleaseLease(_)
             | Command::Drain(_)
@@ -158,7 +160,7 @@ impl Tree {
     }
 
     pub(super) fn refuse_held(&self, node: NodeId, command: &Command) -> Result<(), TreeError> {
-        if self.leases.live.is_empty() {
+        if self.leases.live.is_empty() || gives_locks_back(command) {
             return Ok(());
         }
         let touched = self.touched(command).unwrap_or_default();
@@ -324,6 +326,9 @@ impl Tree {
         granted: &mut Vec<Waiter>,
     ) -> Result<(), TreeError> {
         let time = Time(change.time_ns);
+        if change.undone && change.command.is_none() {
+            return Ok(());
+        }
         if change.folded != 0 && change.command.is_none() {
             return self.drain_folded(time, node, Ino(change.folded));
         }
@@ -331,11 +336,19 @@ impl Tree {
         let command = command.ok_or(TreeError::Invalid)?;
         // Only changes of inodes are made under a lease.
         self.touched(command).ok_or(TreeError::Invalid)?;
+        // Who waits for a lock asks the registry.
+        if matches!(command, Command::Lock(lock) if lock.waiter.is_some()) {
+            return Err(TreeError::Invalid);
+        }
         self.refuse_held(node, command)?;
         let outer = std::mem::replace(&mut self.reserved, true);
         let done = self.dispatch(time, node, command, granted);
         self.reserved = outer;
-        done.map(drop)
+        match done? {
+            // The lease kept others from locking what its holder had looked at.
+            Outcome::Locked(locked) if locked.state() != LockState::Granted => Err(TreeError::Held),
+            _ => Ok(()),
+        }
     }
 
     /// Of a write whose bytes come with a later one only the time is left.

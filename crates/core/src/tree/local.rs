@@ -15,7 +15,7 @@ use unum_proto::ids::{Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
 use unum_proto::tree::{
-    Drain, Drained, FallocateMode, Leased, LoggedChange, TreeCommand, TreeReply, Write,
+    Drain, Drained, FallocateMode, Leased, Lock, LoggedChange, TreeCommand, TreeReply, Write,
 };
 
 use super::folding::Unfolding;
@@ -33,7 +33,11 @@ pub struct Pending {
 
 impl Pending {
     pub fn to_proto(&self) -> LoggedChange {
-        LoggedChange { time_ns: self.time.0, command: Some(self.command.clone()), folded: 0 }
+        LoggedChange {
+            time_ns: self.time.0,
+            command: Some(self.command.clone()),
+            ..LoggedChange::default()
+        }
     }
 }
 
@@ -120,8 +124,11 @@ impl Local {
                 Command::Create(create)
             }
             Command::Write(write) => Command::Write(self.placed(write)),
+            // It is granted here, and nobody can come before it until it is drained.
+            Command::Lock(lock) => Command::Lock(Lock { waiter: None, ..lock }),
             command => command,
         };
+        let idle = self.tree.is_idle(self.node, &command);
         let mut command = TreeCommand::from(command);
         let reply = self.tree.apply(time, self.node, &command);
         self.tree.take_changes();
@@ -134,7 +141,7 @@ impl Local {
             // The source may have fewer extents when this is drained, but no more is to be copied then.
             copy.length = copied.bytes;
         }
-        if found || nothing || outcome(&reply).is_err() {
+        if found || nothing || idle || outcome(&reply).is_err() {
             return Ok((reply, None));
         }
         let last = self.pending.back().map_or(state.drained, |change| change.number);
@@ -257,12 +264,15 @@ impl Tree {
             self.holder_of(*ino) == Some(node) && self.inode(*ino).is_ok_and(|inode| !inode.strict)
         };
         self.touched(command).is_some_and(|inos| inos.iter().all(covered))
-            && self.may_be_unheard(command)
+            && self.may_be_unheard(node, command)
     }
 
     /// Whether a lease on all that the command touches would do.
-    pub fn may_be_unheard(&self, command: &Command) -> bool {
+    pub fn may_be_unheard(&self, node: NodeId, command: &Command) -> bool {
         let once = match command {
+            Command::Lock(_) | Command::Unlock(_) | Command::ReleaseOwner(_) => {
+                !self.may_lock_unheard(node, command)
+            }
             Command::Write(write) => write.relayout || self.takes_unbounded_room(write),
             Command::CreateUnnamed(_) | Command::CreateVolume(_) => true,
             Command::CopyRange(copy) => self.limits_bytes(Ino(copy.to)),

@@ -18,6 +18,8 @@
 //! granted: nothing else ends it while the node lives. To give up, propose `CancelWait`: if its reply
 //! says that the wait was not there any more, the lock was granted before; then hand it to the
 //! program, or unlock it. `ReleaseNode` ends everything that a node had.
+//!
+//! The holder of a write lease locks what it covers without asking: [`super::leased_locks`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +32,9 @@ use unum_proto::tree::{
 };
 
 use super::error::TreeError;
-use crate::limits::{DEADLOCK_SEARCH_MAX, LOCKS_PER_INODE_MAX, WAITS_PER_INODE_MAX};
+use crate::limits::{
+    DEADLOCK_SEARCH_MAX, LOCKS_PER_INODE_MAX, LOCKS_RESERVED_MAX, WAITS_PER_INODE_MAX,
+};
 
 /// The last byte that a lock can cover: it stands for the end of any file.
 pub const LOCK_END_MAX: u64 = i64::MAX as u64;
@@ -138,9 +142,9 @@ impl InodeLocks {
         self.held.iter().find(|held| held.conflicts(lock))
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&self, most: usize) -> bool {
         // A new range splits one old range in two at most; waits will need their room too.
-        self.held.len() + 2 * self.waits.len() + 2 <= LOCKS_PER_INODE_MAX
+        self.held.len() + 2 * self.waits.len() + 2 <= most
     }
 
     /// Takes the owner's hold off a range, splitting what reaches beyond it.
@@ -159,6 +163,12 @@ impl InodeLocks {
             }
         }
         self.held = kept;
+        self.sort();
+    }
+
+    /// In whichever order locks came and went, those that are left are listed alike.
+    fn sort(&mut self) {
+        self.held.sort_by_key(|held| (held.table, held.start, held.end, held.owner));
     }
 
     /// Gives the owner the range, in place of what it had there.
@@ -174,7 +184,7 @@ impl InodeLocks {
             !joins
         });
         self.held.push(merged);
-        self.held.sort_by_key(|held| (held.table, held.start, held.end, held.owner));
+        self.sort();
     }
 
     /// Grants what nothing stands in the way of, oldest first, until nothing more can be granted.
@@ -232,6 +242,25 @@ impl Locks {
         })
     }
 
+    /// Whether anybody waits for a lock on the inode.
+    pub fn is_awaited(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|locks| !locks.waits.is_empty())
+    }
+
+    /// Whether an owner holds anything on the inode.
+    pub fn holds(&self, ino: Ino, table: LockTable, owner: LockOwner) -> bool {
+        self.held(ino).iter().any(|held| held.table == table && held.owner == owner)
+    }
+
+    /// Whether a request would be granted as it comes.
+    pub(super) fn would_grant(&self, node: NodeId, command: &Lock) -> bool {
+        let ino = Ino(command.ino);
+        let lock =
+            HeldLock::from_proto(node, command.range.as_ref(), command.exclusive, command.pid);
+        lock.is_ok_and(|lock| self.conflict(ino, &lock).is_none())
+            && self.room(ino, LOCKS_PER_INODE_MAX).is_ok()
+    }
+
     /// Whether the inode has locks or waits.
     pub fn is_used(&self, ino: Ino) -> bool {
         self.inodes.contains_key(&ino)
@@ -241,6 +270,7 @@ impl Locks {
         &mut self,
         node: NodeId,
         command: &Lock,
+        most: usize,
         granted: &mut Vec<Waiter>,
     ) -> Result<Locked, TreeError> {
         let ino = Ino(command.ino);
@@ -252,7 +282,7 @@ impl Locks {
         let conflict = self.conflict(ino, &lock);
         match (conflict, command.waiter) {
             (None, _) => {
-                self.room(ino)?;
+                self.room(ino, most)?;
                 self.change(ino, granted, |locks| locks.place(lock));
                 Ok(locked(LockState::Granted, None))
             }
@@ -270,7 +300,7 @@ impl Locks {
         wait: Wait,
         granted: &mut Vec<Waiter>,
     ) -> Result<(), TreeError> {
-        self.room(ino)?;
+        self.room(ino, LOCKS_PER_INODE_MAX)?;
         let waits = self.inodes.get(&ino).map_or(0, |locks| locks.waits.len());
         if waits >= WAITS_PER_INODE_MAX {
             return Err(TreeError::TooManyLocks);
@@ -294,6 +324,7 @@ impl Locks {
         &mut self,
         node: NodeId,
         command: &Unlock,
+        most: usize,
         granted: &mut Vec<Waiter>,
     ) -> Result<(), TreeError> {
         let ino = Ino(command.ino);
@@ -302,7 +333,7 @@ impl Locks {
             held.is_same_owner(&range) && held.start < range.start && held.end > range.end
         };
         if self.held(ino).iter().any(splits) {
-            self.room(ino)?;
+            self.room(ino, most)?;
         }
         self.change(ino, granted, |locks| locks.clear(&range));
         Ok(())
@@ -365,9 +396,9 @@ impl Locks {
         self.change(ino, granted, |locks| locks.waits.retain(|wait| !ends(wait)));
     }
 
-    fn room(&self, ino: Ino) -> Result<(), TreeError> {
+    fn room(&self, ino: Ino, most: usize) -> Result<(), TreeError> {
         match self.inodes.get(&ino) {
-            Some(locks) if !locks.has_room() => Err(TreeError::TooManyLocks),
+            Some(locks) if !locks.has_room(most) => Err(TreeError::TooManyLocks),
             Some(_) | None => Ok(()),
         }
     }
@@ -489,7 +520,7 @@ impl InodeLocks {
         if self.is_empty() {
             faults.push("an empty list of locks is kept".to_owned());
         }
-        if self.held.len() > LOCKS_PER_INODE_MAX || self.waits.len() > WAITS_PER_INODE_MAX {
+        if self.held.len() > LOCKS_RESERVED_MAX || self.waits.len() > WAITS_PER_INODE_MAX {
             faults.push(format!("{} locks, {} waits", self.held.len(), self.waits.len()));
         }
         for (at, lock) in self.held.iter().enumerate() {

@@ -52,6 +52,7 @@ mod error;
 mod extents;
 mod folding;
 mod inode;
+mod leased_locks;
 mod leases;
 mod local;
 pub mod locks;
@@ -82,6 +83,7 @@ pub use error::TreeError;
 pub use extents::{Extent, Source};
 pub use folding::{Folded, fold};
 pub use inode::{Inode, Kind};
+pub use leased_locks::{fold_locks, gives_locks_back, locked_inode, locks_left};
 pub use leases::WriteLease;
 pub use local::{Executed, Local, Pending, Refusal};
 pub use snapshot::{SnapshotError, TreeLoader};
@@ -216,6 +218,8 @@ impl Tree {
         granted: &mut Vec<Waiter>,
     ) -> Result<Outcome, TreeError> {
         self.refuse_past(command)?;
+        let locks =
+            if self.reserved { limits::LOCKS_RESERVED_MAX } else { limits::LOCKS_PER_INODE_MAX };
         match command {
             Command::Create(create) => self.create(now, create),
             Command::CreateUnnamed(create) => self.create_unnamed(now, node, create),
@@ -245,9 +249,11 @@ impl Tree {
             }
             Command::Lock(lock) => {
                 self.inode(Ino(lock.ino))?;
-                self.locks.lock(node, lock, granted).map(Outcome::Locked)
+                self.locks.lock(node, lock, locks, granted).map(Outcome::Locked)
             }
-            Command::Unlock(unlock) => self.locks.unlock(node, unlock, granted).map(|()| done()),
+            Command::Unlock(unlock) => {
+                self.locks.unlock(node, unlock, locks, granted).map(|()| done())
+            }
             Command::CancelWait(cancel) => {
                 Ok(Outcome::WaitEnded(self.locks.cancel(node, cancel.waiter, granted)))
             }

@@ -63,6 +63,9 @@ impl Call<'_> {
             mtime: set.mtime.map(new_time),
             kill_privileges: set.kill_suidgid,
         };
+        if set.size.is_some() {
+            self.keeps_locks(self.ino)?;
+        }
         Ok(attr(&self.inode_change(Command::SetAttributes(command), self.ino).await?))
     }
 

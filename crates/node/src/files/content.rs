@@ -144,6 +144,7 @@ impl Call<'_> {
         if length == 0 {
             return Ok(0);
         }
+        self.keeps_locks(self.ino)?;
         // Pages that the kernel writes back know their place, whatever the file was opened with.
         let append = write.flags & libc::O_APPEND as u32 != 0 && !write.cached;
         let start = if append { 0 } else { write.offset };
@@ -176,6 +177,7 @@ impl Call<'_> {
             None => start,
         };
         self.files.note_ragged(self.ino, start);
+        self.keeps_locks(self.ino)?;
         if write.flags & libc::O_DSYNC as u32 != 0 {
             self.sync().await?;
         }
@@ -253,7 +255,9 @@ impl Call<'_> {
             keep_size,
             kill_privileges: false,
         };
-        self.change_seen(Command::Fallocate(command), [self.ino; 2]).await.map(drop)
+        self.keeps_locks(self.ino)?;
+        self.change_seen(Command::Fallocate(command), [self.ino; 2]).await?;
+        self.keeps_locks(self.ino)
     }
 
     /// copy_file_range: no byte is read or written, the copy takes its bytes from the same chunks. The kernel has
@@ -264,6 +268,7 @@ impl Call<'_> {
             return Err(Errno::INVAL.into());
         }
         let to = Ino(copy.ino_out.0);
+        self.keeps_locks(to)?;
         let command = CopyRange {
             from: self.ino.0,
             from_offset: copy.offset_in,
@@ -283,6 +288,7 @@ impl Call<'_> {
         }
         let outcome = self.change_seen(command, [to; 2]).await?;
         let Outcome::Copied(copied) = outcome else { return Err(FileError::Strange) };
+        self.keeps_locks(to)?;
         let flags = self.files.handles().flags(HandleId(copy.fh_out.0));
         if flags.is_some_and(|flags| flags & libc::O_DSYNC as u32 != 0) {
             self.sync().await?;
@@ -295,7 +301,8 @@ impl Call<'_> {
     pub(super) async fn fsync(&self, fh: Fh) -> Result<(), FileError> {
         self.sync().await?;
         self.files.shown_to_all(self.ino, self.deadline).await?;
-        self.failure(fh)
+        self.failure(fh)?;
+        self.keeps_locks(self.ino)
     }
 
     pub(super) async fn sync(&self) -> Result<(), FileError> {
@@ -308,14 +315,6 @@ impl Call<'_> {
         match self.files.handles().take_failure(HandleId(fh.0)) {
             true => Err(FileError::Errno(Errno::IO)),
             false => Ok(()),
-        }
-    }
-
-    /// Returns when the registry has the inode.
-    pub(super) async fn make_known(&self) -> Result<(), FileError> {
-        match self.files.look_confirmed(|tree| tree.inode(self.ino).is_ok()) {
-            true => Ok(()),
-            false => self.sync().await,
         }
     }
 }

@@ -1,9 +1,11 @@
-//! fcntl and flock locks, asked of the registry so that they hold on all nodes.
+//! fcntl and flock locks. They hold on all nodes: each is a change of the tree, in the change log where this
+//! node's write lease covers the inode (`unum_core::tree::leased_locks` has the rules), else a command to the
+//! registry behind all that is pending here.
 
-use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use rustix::io::Errno;
+use unum_core::tree::TreeError;
 use unum_core::tree::locks::{HeldLock, LockOwner as Owner};
 use unum_proto::ids::Ino;
 use unum_proto::tree::tree_command::Command;
@@ -15,18 +17,12 @@ use unum_sys::fuse::{Fh, LockFamily, LockKind, LockOwner, LockRange, LockRequest
 
 use super::errno::FileError;
 use super::handles::HandleId;
+use super::lock_owners::{LockOwners, OwnerKey};
 use super::{Call, Files};
 use crate::signals::Signal;
 
-/// Who of this node may hold locks on what: most closes have none to release, and need no command.
-/// With each goes the open file that the last lock came through, if this daemon saw it come.
-pub(super) type LockOwners = HashMap<OwnerKey, Option<Fh>>;
-
-type OwnerKey = (Ino, LockFamily, u64);
-
 impl Call<'_> {
     pub(super) async fn getlk(&self, request: LockRequest) -> Result<LockRange, FileError> {
-        self.fresh().await?;
         let wanted = HeldLock {
             table: table(request.family),
             owner: Owner { node: self.files.parts.node, id: request.owner.0 },
@@ -35,11 +31,26 @@ impl Call<'_> {
             end: request.range.end,
             pid: request.range.pid,
         };
-        let conflict = self.look(|tree| tree.locks().conflict(self.ino, &wanted));
+        let conflict = self.conflict(&wanted).await?;
         Ok(match conflict {
             None => LockRange { kind: LockKind::Unlock, ..request.range },
             Some(lock) => self.shown(&lock),
         })
+    }
+
+    async fn conflict(&self, wanted: &HeldLock) -> Result<Option<HeldLock>, FileError> {
+        let node = self.files.parts.node;
+        self.files.log.resume(self.deadline).await?;
+        loop {
+            self.fresh().await?;
+            let (holder, conflict) = self
+                .look(|tree| (tree.holder_of(self.ino), tree.locks().conflict(self.ino, wanted)));
+            match holder.filter(|holder| *holder != node) {
+                // It alone knows what is locked.
+                Some(other) => self.files.log.reclaim(other, &[self.ino], self.deadline).await?,
+                None => return Ok(conflict),
+            }
+        }
     }
 
     /// PIDs are unique in the cluster only inside the worlds, so one of another node is not shown.
@@ -62,41 +73,96 @@ impl Call<'_> {
         if let Some(locked) = self.lock_past(request.range.kind) {
             return locked;
         }
-        let exclusive = match request.range.kind {
-            LockKind::Unlock => return self.unlock(&request).await,
-            LockKind::Write => true,
-            LockKind::Read => false,
+        let key = (self.ino, table(request.family), request.owner.0);
+        let unlocks = request.range.kind == LockKind::Unlock;
+        if self.files.has_lost(key) {
+            // An unlock is told once, and there is nothing to be unlocked.
+            if unlocks {
+                self.files.lock_owners().forget(key);
+            }
+            return Err(Errno::IO.into());
+        }
+        self.files.lock_owners().begin(key, (!unlocks).then_some(request.fh));
+        let done = match request.range.kind {
+            LockKind::Unlock => self.unlock(&request).await,
+            LockKind::Write => self.lock(&request, true, wait, signal).await,
+            LockKind::Read => self.lock(&request, false, wait, signal).await,
         };
-        let key = (self.ino, request.family, request.owner.0);
-        self.files.lock_owners().insert(key, Some(request.fh));
+        let holds = self.files.holds(key);
+        self.files.lock_owners().end(key, holds, done.is_ok() && !unlocks);
+        done
+    }
+
+    async fn lock(
+        &self,
+        request: &LockRequest,
+        exclusive: bool,
+        wait: bool,
+        signal: &Signal,
+    ) -> Result<(), FileError> {
+        if self.resent && wait {
+            // A former daemon may have queued it.
+            self.fresh().await?;
+            let node = self.files.parts.node;
+            if self.look(|tree| tree.locks().is_waiting(node, self.unique)) {
+                return self.wait(request, signal).await;
+            }
+        }
         let lock = Lock {
             ino: self.ino.0,
-            range: Some(range(&request)),
+            range: Some(range(request)),
             exclusive,
             pid: self.pid,
             waiter: wait.then_some(self.unique),
         };
-        self.make_known().await?;
-        let Outcome::Locked(locked) = self.change(Command::Lock(lock)).await? else {
+        let Outcome::Locked(locked) = self.change_locks(Command::Lock(lock)).await? else {
             return Err(FileError::Strange);
         };
         match locked.state() {
             LockState::Granted => Ok(()),
-            LockState::Queued => self.wait(&request, signal).await,
+            LockState::Queued => self.wait(request, signal).await,
             LockState::Conflict | LockState::Unspecified => Err(Errno::AGAIN.into()),
         }
     }
 
     async fn unlock(&self, request: &LockRequest) -> Result<(), FileError> {
         let unlock = Unlock { ino: self.ino.0, range: Some(range(request)) };
-        self.change(Command::Unlock(unlock)).await.map(drop)
+        self.change_locks(Command::Unlock(unlock)).await.map(drop)
+    }
+
+    /// A change of locks: in the change log, or a command to the registry behind all that is in there.
+    async fn change_locks(&self, command: Command) -> Result<Outcome, FileError> {
+        match self.change_unheard(&command, &[]).await? {
+            Some(outcome) => Ok(outcome),
+            None => Box::pin(self.change_locks_heard(command)).await,
+        }
+    }
+
+    async fn change_locks_heard(&self, command: Command) -> Result<Outcome, FileError> {
+        loop {
+            let outcome = {
+                let _pass = self.files.log.pass_locks(&command, self.deadline).await?;
+                self.change(command.clone()).await
+            };
+            match outcome {
+                Err(FileError::Tree(TreeError::Held)) => {
+                    self.files.reclaim_for(&command, self.deadline).await?;
+                }
+                Ok(Outcome::Locked(locked)) if locked.state() == LockState::Granted => {
+                    // If it was a lost node's, that one locks nothing unheard any more by then.
+                    self.files.settled(&[self.ino], self.deadline).await?;
+                    return Ok(Outcome::Locked(locked));
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Waits without a bound, as fcntl(2) promises; a signal ends it.
     async fn wait(&self, request: &LockRequest, signal: &Signal) -> Result<(), FileError> {
         tokio::select! {
             biased;
-            () = self.granted() => Ok(()),
+            () = self.granted() => self.files.settled(&[self.ino], self.files.deadline()).await,
             () = signal.taken() => self.give_up(request).await,
         }
     }
@@ -147,14 +213,8 @@ impl Call<'_> {
     /// processes ended with their closes.
     pub(super) async fn release_open_file(&self, fh: Fh) -> Result<(), FileError> {
         let last = self.files.handles().is_last(HandleId(fh.0));
-        let owners: Vec<u64> = {
-            let owners = self.files.lock_owners();
-            let ends = |through: &Option<Fh>| through.map_or(last, |through| through == fh);
-            let ours = owners.iter().filter(|((ino, family, _), through)| {
-                *ino == self.ino && *family == LockFamily::Fcntl && ends(through)
-            });
-            ours.map(|((_, _, owner), _)| *owner).collect()
-        };
+        let ends = |through: Option<Fh>| through.map_or(last, |through| through == fh);
+        let owners: Vec<u64> = self.files.lock_owners().of_records(self.ino, ends);
         for owner in owners {
             self.release_locks(LockFamily::Fcntl, LockOwner(owner)).await?;
         }
@@ -162,14 +222,33 @@ impl Call<'_> {
     }
 
     async fn release_locks(&self, family: LockFamily, owner: LockOwner) -> Result<(), FileError> {
-        let key = (self.ino, family, owner.0);
-        if !self.files.lock_owners().contains_key(&key) {
+        let key = (self.ino, table(family), owner.0);
+        if !self.files.lock_owners().is_known(key) {
             return Ok(());
         }
+        if self.files.has_lost(key) {
+            self.files.lock_owners().forget(key);
+            return Err(Errno::IO.into());
+        }
         let release = ReleaseOwner { ino: self.ino.0, table: table(family) as i32, owner: owner.0 };
-        self.change(Command::ReleaseOwner(release)).await?;
-        self.files.lock_owners().remove(&key);
-        Ok(())
+        self.files.lock_owners().begin(key, None);
+        let done = self.change_locks(Command::ReleaseOwner(release)).await;
+        let holds = self.files.holds(key);
+        let mut owners = self.files.lock_owners();
+        owners.end(key, holds, false);
+        if done.is_ok() {
+            owners.forget_idle(key);
+        }
+        done.map(drop)
+    }
+
+    /// Fails if anybody here had a lock on the inode that was lost, and was not told by an unlock or a close.
+    pub(super) fn keeps_locks(&self, ino: Ino) -> Result<(), FileError> {
+        let held = self.files.lock_owners().held(ino);
+        match held.into_iter().any(|key| self.files.has_lost(key)) {
+            true => Err(Errno::IO.into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -178,19 +257,32 @@ impl Files {
         self.lock_owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn holds(&self, (ino, table, owner): OwnerKey) -> bool {
+        let owner = Owner { node: self.parts.node, id: owner };
+        self.look(|tree| tree.locks().holds(ino, table, owner))
+    }
+
+    /// Whether what an owner holds was ended without it: this node was declared down.
+    fn has_lost(&self, key: OwnerKey) -> bool {
+        let held = || self.lock_owners().is_held(key);
+        // What it has is told for sure only if no call about it came between.
+        held() && !self.holds(key) && held()
+    }
+
     /// After the death of a daemon: its lock owners are those that the registry knows on the files
-    /// that are open here.
+    /// that are open here, and those that locked something that was not drained.
     pub(super) fn recall_lock_owners(&self) {
         let node = self.parts.node;
         let inodes: Vec<Ino> = self.handles().inodes().collect();
-        let mut owners = LockOwners::new();
+        let mut keys = self.log.left_locked();
         self.look(|tree| {
             for ino in inodes {
                 let held = tree.locks().held(ino).iter().filter(|lock| lock.owner.node == node);
-                owners.extend(held.map(|lock| ((ino, family(lock.table), lock.owner.id), None)));
+                keys.extend(held.map(|lock| (ino, lock.table, lock.owner.id)));
             }
         });
-        self.lock_owners().extend(owners);
+        let mut owners = self.lock_owners();
+        keys.into_iter().for_each(|key| owners.recall(key));
     }
 }
 
@@ -207,12 +299,5 @@ pub(super) fn table(family: LockFamily) -> LockTable {
     match family {
         LockFamily::Flock => LockTable::Flock,
         LockFamily::Fcntl => LockTable::Record,
-    }
-}
-
-fn family(table: LockTable) -> LockFamily {
-    match table {
-        LockTable::Flock => LockFamily::Flock,
-        LockTable::Record | LockTable::Unspecified => LockFamily::Fcntl,
     }
 }

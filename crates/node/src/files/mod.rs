@@ -12,6 +12,7 @@
 //! - `operations`: from each kernel call to one method here
 //! - `namespace`, `attributes`, `content`, `locks`: the methods, by what they touch
 //! - `handles`: the open files, kept across daemons
+//! - `lock_owners`: who of this node may hold locks on what
 //! - `changelog`: what programs here changed and the registry does not have yet
 //! - `caches`: what the kernel may cache, and taking it back
 //! - `replicas`: chunks on several nodes
@@ -28,6 +29,7 @@ mod changelog;
 mod content;
 pub mod errno;
 mod handles;
+mod lock_owners;
 mod locks;
 pub mod mount;
 mod namespace;
@@ -57,7 +59,7 @@ use caches::{Caches, Trust};
 use changelog::ChangeLog;
 use errno::FileError;
 use handles::Handles;
-use locks::LockOwners;
+use lock_owners::LockOwners;
 use replicas::{Draft, Replicas};
 
 pub use upkeep::{Cluster, nothing_held, routes as upkeep_routes, run as start_upkeep};
@@ -115,7 +117,7 @@ pub struct Files {
     log: Arc<ChangeLog>,
     caches: Arc<Caches>,
     /// Protects the set of lock owners of this node. Never held across an await.
-    lock_owners: Mutex<LockOwners>,
+    lock_owners: Arc<Mutex<LockOwners>>,
     /// Protects the list of places in files whose extents want merging. Never held across an await.
     ragged: Mutex<HashSet<(Ino, u64)>>,
 }
@@ -126,6 +128,7 @@ impl Files {
         let (registry, notifier) = (parts.registry.clone(), parts.notifier.clone());
         let caches = Caches::new(parts.node, registry, notifier, parts.drops_names, kept.trusted)?;
         let handles = Arc::new(Mutex::new(Handles::restore(kept.handles, fresh)?));
+        let lock_owners = Arc::<Mutex<LockOwners>>::default();
         let log_parts = changelog::Parts {
             node: parts.node,
             registry: parts.registry.clone(),
@@ -134,16 +137,10 @@ impl Files {
             proposer: parts.proposer.clone(),
             patience: parts.patience,
             handles: handles.clone(),
+            lock_owners: lock_owners.clone(),
         };
         let log = ChangeLog::new(log_parts, kept.changes, fresh)?;
-        Ok(Arc::new(Self {
-            parts,
-            caches,
-            handles,
-            log,
-            lock_owners: Mutex::default(),
-            ragged: Mutex::default(),
-        }))
+        Ok(Arc::new(Self { parts, caches, handles, log, lock_owners, ragged: Mutex::default() }))
     }
 
     /// Keeps the kernel's caches true, once the kernel's calls are answered. Ends when the caller

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
-use unum_core::tree::{Tree, TreeError};
+use unum_core::tree::{Tree, TreeError, gives_locks_back};
 use unum_net::{CallOptions, Client, Name, Router, Status};
 use unum_proto::file::{CHUNK_SIZE_MAX, HeldInodes, HeldInodesReply};
 use unum_proto::ids::{Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
-use unum_proto::tree::{Hold, Reap, Release, ReleaseOwner, Write};
+use unum_proto::tree::{Hold, LockTable, Reap, Release, ReleaseOwner, Write};
 
 use super::Files;
 use super::changelog;
@@ -155,29 +155,48 @@ async fn give_back(files: Arc<Files>) {
             let command = match *leftover {
                 Leftover::Hold(ino) => Command::Release(Release { inos: vec![ino.0] }),
                 Leftover::Lock(ino, table, owner) => {
+                    let table = table as i32;
                     Command::ReleaseOwner(ReleaseOwner { ino: ino.0, table, owner })
                 }
             };
-            if let Err(error) = files.change(command, files.deadline()).await {
-                tracing::debug!(%error, ?leftover, "is given back later");
+            match give_back_one(&files, command).await {
+                Ok(()) => files.forget_leftover(leftover),
+                Err(error) => tracing::debug!(%error, ?leftover, "is given back later"),
             }
         }
         before = left;
     }
 }
 
+async fn give_back_one(files: &Files, command: Command) -> Result<(), FileError> {
+    let deadline = files.deadline();
+    let _pass = match gives_locks_back(&command) {
+        // What was locked may not be drained yet.
+        true => Some(files.log.pass_locks(&command, deadline).await?),
+        false => None,
+    };
+    files.change(command, deadline).await.map(drop)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Leftover {
     Hold(Ino),
-    Lock(Ino, i32, u64),
+    Lock(Ino, LockTable, u64),
+}
+
+impl Files {
+    fn forget_leftover(&self, leftover: &Leftover) {
+        if let Leftover::Lock(ino, table, owner) = *leftover {
+            self.lock_owners().forget((ino, table, owner));
+        }
+    }
 }
 
 fn leftovers(files: &Files) -> BTreeSet<Leftover> {
     let node = files.parts.node;
     let handles = files.handles();
-    let locks_of =
-        |tree: &Tree| tree.locks().of_node(node).map(|(ino, t, o)| (ino, t as i32, o)).collect();
-    let (holds, locks): (Vec<Ino>, Vec<(Ino, i32, u64)>) =
+    let locks_of = |tree: &Tree| tree.locks().of_node(node).collect();
+    let (holds, locks): (Vec<Ino>, Vec<(Ino, LockTable, u64)>) =
         files.look(|tree| (tree.held_by(node).collect(), locks_of(tree)));
     let holds = holds.into_iter().filter(|ino| !handles.is_open(*ino)).map(Leftover::Hold);
     let locks = locks.into_iter().filter(|(ino, _, _)| !handles.is_open(*ino));

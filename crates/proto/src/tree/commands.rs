@@ -446,6 +446,9 @@ pub struct LoggedChange {
     /// drain. What is left of it here is that it happened. 0: none.
     #[prost(uint64, tag = "3")]
     pub folded: u64,
+    /// Instead of a command: a change of locks that a later one of the same drain undid. Nothing is left of it.
+    #[prost(bool, tag = "180")]
+    pub undone: bool,
 }
 
 /// A new directory that is the root of a new volume.

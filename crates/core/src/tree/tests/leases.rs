@@ -9,6 +9,7 @@ use unum_proto::tree::{
 };
 
 use super::super::folding::fold;
+use super::super::leased_locks::fold_locks;
 use super::anything::{
     inode_command, namespace_command, shared_command, snapshot_command, volume_command,
 };
@@ -77,7 +78,7 @@ fn step() -> BoxedStrategy<(u64, Step)> {
         10 => ([0..3_usize, 0..3_usize], [0..8_u64, 0..12_u64], 1..12_u64).prop_map(
             |(files, offsets, length)| Step::Copy { files, offsets, length }
         ),
-        4 => shared_command().prop_map(Step::Shared),
+        16 => shared_command().prop_map(Step::Shared),
         16 => acquire.prop_map(|(inos, below)| Step::Acquire { inos, below }),
         8 => (1..8_usize).prop_map(Step::Drain),
         2 => (1..8_usize).prop_map(Step::DrainTwice),
@@ -154,6 +155,7 @@ impl Cluster {
             let parts = fold.parts.iter().map(|part| (*part, lengths[part])).collect();
             self.folded.insert(id, parts);
         }
+        fold_locks(&mut changes);
         let first = these.first()?.number;
         let drain = Drain { lease: lease.0, first, changes };
         let reply = self.commit(node, Command::Drain(drain.clone()));
@@ -217,6 +219,12 @@ impl Cluster {
                 self.change(node, command);
             }
             Step::Shared(Command::Reap(_) | Command::ReleaseNode(_)) => {}
+            Step::Shared(
+                mut command @ (Command::Lock(_) | Command::Unlock(_) | Command::ReleaseOwner(_)),
+            ) => {
+                aim(&mut command, node, self.view(node));
+                self.change(node, command);
+            }
             Step::Shared(mut command) => {
                 aim(&mut command, node, &self.confirmed);
                 self.commit(node, command);
@@ -337,6 +345,16 @@ impl Cluster {
             let astray = view.iter().zip(&anew).find(|(a, b)| a != b);
             assert!(view == anew, "the view of {node} went astray: {astray:#?}");
             assert_eq!(local.tree().check(), Vec::<String>::new());
+            // What can be waited for is in the registry.
+            for change in local.pending() {
+                let ino = match &change.command.command {
+                    Some(Command::Lock(lock)) => lock.ino,
+                    Some(Command::Unlock(unlock)) => unlock.ino,
+                    Some(Command::ReleaseOwner(release)) => release.ino,
+                    _ => continue,
+                };
+                assert!(!self.confirmed.locks().is_awaited(Ino(ino)), "{change:?}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod acl;
 mod anything;
 mod content;
 mod copies;
+mod leased_locks;
 mod leases;
 mod locks;
 mod model;

@@ -399,7 +399,8 @@ fn a_rename_across_volumes_is_refused_before_anybody_hears_of_it() {
     for command in [rename((v, "f"), (d, "f"), 0), link(f, d, "f")] {
         let (reply, pending) = local.change(world.now, command.clone()).expect("covered");
         assert_eq!((outcome(&reply), pending), (Err(TreeError::CrossesVolumes), None));
-        let change = LoggedChange { time_ns: 1, command: Some(command.into()), folded: 0 };
+        let change =
+            LoggedChange { time_ns: 1, command: Some(command.into()), ..LoggedChange::default() };
         let (lease, state) = world.tree.lease_of(world.node).expect("a lease");
         let drain = Drain { lease: lease.0, first: state.drained + 1, changes: vec![change] };
         let Ok(Outcome::Drained(drained)) = world.run(Command::Drain(drain)) else { panic!() };

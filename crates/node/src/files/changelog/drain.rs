@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use unum_core::tree::{Folded, TreeError, fold};
+use unum_core::tree::{Folded, TreeError, fold, fold_locks};
 use unum_proto::file::{CHUNK_SIZE_MAX, HASH_SIZE};
 use unum_proto::ids::{ChunkId, Ino, LeaseId};
 use unum_proto::registry::command;
@@ -323,6 +323,7 @@ impl ChangeLog {
         }
         batch.changes.truncate(fit);
         self.fold(&mut batch);
+        fold_locks(&mut batch.changes);
         (fit > 0).then_some(batch)
     }
 

@@ -6,7 +6,11 @@
 
 use tokio::time::{Instant, timeout_at};
 
+use unum_core::tree::{Pending, gives_locks_back, locked_inode};
+use unum_proto::tree::tree_command::Command;
+
 use super::ChangeLog;
+use super::drain::Trouble;
 use crate::files::errno::FileError;
 
 #[derive(Debug, Default)]
@@ -52,6 +56,13 @@ impl Drop for Pass<'_> {
     }
 }
 
+/// The right to send a command about locks.
+pub struct Passage<'a> {
+    /// None: something else is pending, and nothing is added to it.
+    _pass: Option<Pass<'a>>,
+    _closed: Option<Closed<'a>>,
+}
+
 impl ChangeLog {
     pub fn close(&self) -> Closed<'_> {
         self.inner().gate.closed += 1;
@@ -70,6 +81,43 @@ impl ChangeLog {
                 return Ok(pass);
             }
         }
+    }
+
+    /// The same for a command about the locks of an inode. One that only gives locks back does not wait for
+    /// changes that cannot be drained for want of room, for others wait for it, unless the inode's locks are among
+    /// what is pending.
+    pub async fn pass_locks(
+        &self,
+        command: &Command,
+        deadline: Instant,
+    ) -> Result<Passage<'_>, FileError> {
+        let passed = self.pass(deadline).await;
+        match passed {
+            Err(error) if gives_locks_back(command) && self.lacks_room() => {
+                let closed = self.close();
+                match self.has_locks_of(command) {
+                    false => Ok(Passage { _pass: None, _closed: Some(closed) }),
+                    true => Err(error),
+                }
+            }
+            passed => Ok(Passage { _pass: Some(passed?), _closed: None }),
+        }
+    }
+
+    fn lacks_room(&self) -> bool {
+        self.inner().trouble.as_ref().is_some_and(Trouble::is_room)
+    }
+
+    /// Whether changes of the locks of the same inode are pending.
+    fn has_locks_of(&self, command: &Command) -> bool {
+        let ino = locked_inode(command);
+        let about = |pending: &Pending| {
+            let command = pending.command.command.as_ref();
+            command.and_then(locked_inode).is_some_and(|other| Some(other) == ino)
+        };
+        self.parts
+            .registry
+            .read_local(|local| local.is_some_and(|local| local.pending().iter().any(about)))
     }
 
     fn try_pass(&self) -> Option<Pass<'_>> {

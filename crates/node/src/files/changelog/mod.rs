@@ -31,7 +31,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use unum_core::time::Time;
-use unum_core::tree::{Local, Pending, Refusal, Tree};
+use unum_core::tree::locks::LockOwner;
+use unum_core::tree::{Local, Pending, Refusal, Tree, gives_locks_back, locks_left};
 use unum_net::Client;
 use unum_proto::ids::{ChunkId, Ino, LeaseId, NodeId};
 use unum_proto::tree::tree_command::Command;
@@ -39,6 +40,7 @@ use unum_proto::tree::{TreeCommand, TreeReply};
 
 use super::errno::FileError;
 use super::handles::Handles;
+use super::lock_owners::{LockOwners, OwnerKey};
 use super::replicas::{Draft, Replicas};
 use crate::cluster::proposer::Proposer;
 use crate::registry::{Registry, RegistryError, system_clock};
@@ -71,6 +73,8 @@ pub(super) struct Parts {
     pub patience: Duration,
     /// Told of files whose changes were lost.
     pub handles: Arc<Mutex<Handles>>,
+    /// Told of locks that a former daemon took.
+    pub lock_owners: Arc<Mutex<LockOwners>>,
 }
 
 pub(super) struct ChangeLog {
@@ -249,6 +253,10 @@ impl ChangeLog {
         inner.content = content;
         let commands = lost.iter().map(|record| &record.command);
         self.fail(&commands.flat_map(|command| inodes_of(Some(command))).collect());
+        let node = self.parts.node;
+        let lost_locks =
+            locks_left(node, lost.iter().filter_map(|record| record.command.command.as_ref()));
+        self.resume_locks(lost_locks);
         let over: BTreeSet<LeaseId> = lost.iter().map(|record| record.lease).collect();
         for (lease, last) in over.into_iter().map(|lease| (lease, u64::MAX)).chain(drained) {
             inner.journal.drained(lease, last)?;
@@ -264,6 +272,29 @@ impl ChangeLog {
             tracing::info!(changes = resumed, "going on with what the former daemon had changed");
         }
         Ok(())
+    }
+
+    /// Who locked something, by what an earlier daemon left.
+    pub fn left_locked(&self) -> Vec<OwnerKey> {
+        let inner = self.inner();
+        let commands = inner.left.iter().filter_map(|record| record.command.command.as_ref());
+        locks_left(self.parts.node, commands)
+    }
+
+    /// What is locked here now counts as held; so do these, though they are not.
+    fn resume_locks(&self, lost: Vec<OwnerKey>) {
+        let node = self.parts.node;
+        let held: Vec<OwnerKey> = self.parts.registry.read_tree(|tree| {
+            let ours = tree.locks().of_node(node);
+            let holds = |(ino, table, id): &OwnerKey| {
+                tree.locks().holds(*ino, *table, LockOwner { node, id: *id })
+            };
+            ours.filter(holds).collect()
+        });
+        let handles = self.parts.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = held.into_iter().chain(lost).filter(|(ino, ..)| handles.is_open(*ino));
+        let mut owners = self.parts.lock_owners.lock().unwrap_or_else(PoisonError::into_inner);
+        open.for_each(|key| owners.resume(key));
     }
 
     /// Makes a change unheard if that may be. None: it is to be a command to the registry. `call`: the
@@ -464,6 +495,10 @@ impl ChangeLog {
 
 fn standing(tree: &Tree, node: NodeId, command: &Command) -> Standing {
     let Some(inos) = tree.touched(command) else { return Standing::Public };
+    // That needs no lease, and none is worth getting for it.
+    if gives_locks_back(command) && !tree.may_change_unheard(node, command) {
+        return Standing::Public;
+    }
     let holder = inos.iter().find_map(|ino| tree.holder_of(*ino).filter(|holder| *holder != node));
     if let Some(holder) = holder {
         let theirs = inos.into_iter().filter(|ino| tree.holder_of(*ino) == Some(holder));
@@ -473,7 +508,7 @@ fn standing(tree: &Tree, node: NodeId, command: &Command) -> Standing {
         return Standing::Ours;
     }
     let lenient = |ino: &Ino| tree.inode(*ino).is_ok_and(|inode| !inode.strict);
-    if !tree.may_be_unheard(command) || !inos.iter().all(lenient) {
+    if !tree.may_be_unheard(node, command) || !inos.iter().all(lenient) {
         return Standing::Public;
     }
     Standing::Free(inos)
