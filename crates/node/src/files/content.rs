@@ -310,7 +310,7 @@ impl Call<'_> {
     }
 
     /// Tells an open file once that changes of it were lost.
-    pub(super) fn failure(&self, fh: Fh) -> Result<(), FileError> {
+    fn failure(&self, fh: Fh) -> Result<(), FileError> {
         self.files.log.bury();
         match self.files.handles().take_failure(HandleId(fh.0)) {
             true => Err(FileError::Errno(Errno::IO)),

@@ -101,6 +101,11 @@ impl Handles {
         self.failed.remove(&id)
     }
 
+    /// The same, for a close of one of several descriptors: whoever has another one is still to be told.
+    pub fn has_failed(&self, id: HandleId) -> bool {
+        self.failed.contains(&id)
+    }
+
     pub fn is_open(&self, ino: Ino) -> bool {
         self.per_inode.contains_key(&ino)
     }

@@ -201,7 +201,13 @@ impl Call<'_> {
             // It is made all the same, and others who look wait for it.
             tracing::debug!(%error, "a file is closed before its last bytes are seen by all");
         }
-        self.failure(fh)
+        // An open file may have descriptors in several processes, and the close of one, of which perhaps nobody
+        // looks at the outcome, must not spare the others what fsync tells.
+        self.files.log.bury();
+        match self.files.handles().has_failed(HandleId(fh.0)) {
+            true => Err(FileError::Errno(Errno::IO)),
+            false => Ok(()),
+        }
     }
 
     pub(super) async fn release_flock(&self, owner: LockOwner) -> Result<(), FileError> {
