@@ -16,7 +16,8 @@ def data(number, part):
 database = sqlite3.connect(path, timeout=60, isolation_level=None)
 if verb == "write":
     database.execute("PRAGMA journal_mode=" + ("WAL" if journal == "wal" else "DELETE"))
-    database.execute("PRAGMA synchronous=FULL")
+    # With FULL the removal of a rollback journal is not synced: a cut may bring it back, and the last commit is undone.
+    database.execute("PRAGMA synchronous=" + ("FULL" if journal == "wal" else "EXTRA"))
     database.execute("CREATE TABLE kept (number, part, data, PRIMARY KEY (number, part))")
     database.execute("CREATE TABLE newest (number)")
     database.execute("INSERT INTO newest VALUES (-1)")
