@@ -2,11 +2,12 @@
 
 use expect_test::{Expect, expect};
 use unum_proto::tree::{
-    AcquireLease, Drain, Lock, LockRange, LockState, LoggedChange, ReleaseLease, ReleaseNode,
-    ReleaseOwner, Unlock,
+    AcquireLease, Drain, Lock, LockState, LoggedChange, ReleaseLease, ReleaseNode, ReleaseOwner,
+    Unlock,
 };
 
 use super::super::leased_locks::{fold_locks, locks_left};
+use super::locks::range;
 use super::*;
 use crate::tree::locks::LOCK_END_MAX;
 
@@ -17,17 +18,6 @@ struct Nodes {
     now: Time,
     file: Ino,
     told: String,
-}
-
-fn range(text: &str, owner: u64) -> LockRange {
-    let (table, start, end) = match text.split_once('-') {
-        None => (LockTable::Flock, 0, 0),
-        Some((start, "")) => (LockTable::Record, start.parse().expect("start"), LOCK_END_MAX),
-        Some((start, end)) => {
-            (LockTable::Record, start.parse().expect("start"), end.parse().expect("end"))
-        }
-    };
-    LockRange { table: table as i32, owner, start, end }
 }
 
 impl Nodes {

@@ -8,7 +8,8 @@ use unum_proto::tree::{CancelWait, Lock, LockRange, LockState, ReleaseNode, Rele
 use super::*;
 use crate::tree::locks::LOCK_END_MAX;
 
-fn parse_range(text: &str, owner: u64) -> LockRange {
+/// `0-9`, `0-` to the end, or `flock`.
+pub(super) fn range(text: &str, owner: u64) -> LockRange {
     let (table, start, end) = match text.split_once('-') {
         None => (LockTable::Flock, 0, 0),
         Some((start, "")) => (LockTable::Record, start.parse().expect("start"), LOCK_END_MAX),
@@ -23,7 +24,7 @@ fn lock_command(words: &[&str], owner: u64, ino: Ino) -> Command {
     let waiter = (words[0] == "wait").then(|| words[3].parse().expect("waiter"));
     Command::Lock(Lock {
         ino: ino.0,
-        range: Some(parse_range(words[2], owner)),
+        range: Some(range(words[2], owner)),
         exclusive: words[1] == "x",
         pid: owner as u32,
         waiter,
@@ -39,9 +40,7 @@ fn step(world: &mut World, inos: &[Ino], line: &str) -> String {
     let words: Vec<&str> = words.collect();
     let command = match words[0] {
         "lock" | "wait" => lock_command(&words, owner, ino),
-        "unlock" => {
-            Command::Unlock(Unlock { ino: ino.0, range: Some(parse_range(words[1], owner)) })
-        }
+        "unlock" => Command::Unlock(Unlock { ino: ino.0, range: Some(range(words[1], owner)) }),
         "cancel" => Command::CancelWait(CancelWait { waiter: words[1].parse().expect("waiter") }),
         "close" => {
             let table = if words[1] == "flock" { LockTable::Flock } else { LockTable::Record };
