@@ -45,7 +45,7 @@ impl Sight {
         while let Some(directory) = sight.directories.get(at).copied().filter(|_| at < 8) {
             at += 1;
             let Ok(listed) = tree.read_directory(directory.into(), 0) else { continue };
-            for entry in listed.filter(|entry| entry.name != b"." && entry.name != b"..") {
+            for entry in listed.filter(|entry| !matches!(&*entry.name, b"." | b"..")) {
                 sight.inodes.push(entry.ino.0);
                 if tree.inode(entry.ino).is_ok_and(|inode| inode.is_directory()) {
                     sight.directories.push(entry.ino.0);

@@ -3,6 +3,7 @@
 
 pub mod lease;
 pub mod limits;
+pub mod packed;
 pub mod placement;
 pub mod progress;
 pub mod registry;

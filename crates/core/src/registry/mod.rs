@@ -107,6 +107,11 @@ impl State {
         &self.tree
     }
 
+    /// Gives back the memory that looks at the file tree have taken.
+    pub fn tidy(&mut self) {
+        self.tree.tidy();
+    }
+
     /// What the last log entry changed in the file tree.
     pub fn take_changes(&mut self) -> Vec<Change> {
         self.tree.take_changes()

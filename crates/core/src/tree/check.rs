@@ -10,6 +10,7 @@ use super::{ROOT, Tree};
 use crate::limits::{
     ALLOCATED_MAX, CHUNK_SIZE_MAX, EXTENTS_PER_INODE_MAX, FILE_SIZE_MAX, LINKS_MAX,
 };
+use crate::packed::Finder;
 
 /// What the names of the tree say of its inodes.
 #[derive(Default)]
@@ -53,8 +54,8 @@ impl Tree {
     pub fn check(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let names = self.collect_names(&mut faults);
-        for (&ino, inode) in self.inodes.iter() {
-            let mut own = self.inode_faults(ino, inode, &names);
+        for (ino, inode) in self.inodes.iter() {
+            let mut own = self.inode_faults(ino, &inode, &names);
             faults.extend(own.drain(..).map(|fault| format!("{ino}: {fault}")));
         }
         self.check_reachable(&mut faults);
@@ -70,21 +71,22 @@ impl Tree {
 
     fn collect_names(&self, faults: &mut Vec<String>) -> Names {
         let mut names = Names::default();
-        for (&ino, inode) in self.inodes.iter() {
+        let mut targets = Finder::new(self.inodes.table());
+        for (ino, inode) in self.inodes.iter() {
             let Body::Directory(directory) = &inode.body else { continue };
             faults.extend(directory.faults().into_iter().map(|fault| format!("{ino}: {fault}")));
             for (name, entry) in directory.after(0) {
-                let shown = String::from_utf8_lossy(name);
+                let shown = String::from_utf8_lossy(&name);
                 names.add(ino, entry);
-                match self.inode(entry.ino) {
-                    Err(_) => faults.push(format!("{ino}: {shown} leads to a missing inode")),
-                    Ok(target) if target.kind() != entry.kind => {
+                match targets.get(&entry.ino) {
+                    None => faults.push(format!("{ino}: {shown} leads to a missing inode")),
+                    Some(target) if target.kind() != entry.kind => {
                         faults.push(format!("{ino}: {shown} has the wrong kind"));
                     }
-                    Ok(target) if !self.may_be_named(inode, entry.ino, target) => {
+                    Some(target) if !self.may_be_named(inode.volume, entry.ino, target.volume) => {
                         faults.push(format!("{ino}: {shown} is in another volume"));
                     }
-                    Ok(_) => {}
+                    Some(_) => {}
                 }
             }
         }
@@ -146,11 +148,14 @@ impl Tree {
         let mut seen = BTreeSet::from([ROOT]);
         let mut open = vec![ROOT];
         while let Some(ino) = open.pop() {
-            let Ok(directory) = self.directory(ino) else { continue };
+            let found = self.inodes.table().get(&ino);
+            let Some(Ok(directory)) = found.as_ref().map(|inode| inode.directory()) else {
+                continue;
+            };
             let below = directory.after(0).filter(|(_, entry)| entry.kind == Kind::Directory);
             open.extend(below.map(|(_, entry)| entry.ino).filter(|&ino| seen.insert(ino)));
         }
-        for (&ino, inode) in self.inodes.iter() {
+        for (ino, inode) in self.inodes.iter() {
             if inode.is_directory() && inode.nlink > 0 && !seen.contains(&ino) {
                 faults.push(format!("{ino}: a directory that cannot be reached"));
             }
@@ -172,7 +177,7 @@ impl Tree {
                 faults.push(format!("{ino}: not in the order of orphans"));
             }
         }
-        for (&ino, inode) in self.inodes.iter() {
+        for (ino, inode) in self.inodes.iter() {
             if inode.nlink == 0 && !orphans.since.contains_key(&ino) {
                 faults.push(format!("{ino}: has no name and is no orphan"));
             }
@@ -193,13 +198,14 @@ impl Tree {
     /// Bytes that extents take from each chunk, and extents that go beyond theirs.
     fn used_chunks(&self, faults: &mut Vec<String>) -> BTreeMap<ChunkId, u64> {
         let mut used = BTreeMap::<ChunkId, u64>::new();
-        for (&ino, inode) in self.inodes.iter() {
+        let mut chunks = self.chunks.finder();
+        for (ino, inode) in self.inodes.iter() {
             let Body::Regular(extents) = &inode.body else { continue };
             for extent in extents.iter() {
                 let Some(source) = extent.source else { continue };
                 let used = used.entry(source.chunk).or_default();
                 *used = used.saturating_add(extent.length);
-                let chunk = self.chunks.get(source.chunk);
+                let chunk = chunks.get(&source.chunk);
                 if chunk.is_some_and(|chunk| chunk.volume != inode.volume) {
                     faults.push(format!("{ino}: takes bytes from a chunk of another volume"));
                 }

@@ -6,16 +6,16 @@
 //!
 //! Which inodes take bytes from a chunk is not kept: their extents say so (see [`super::Tree::users_of`]).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use unum_proto::ids::{ChunkId, NodeId, SnapshotId, VolumeId};
 use unum_proto::tree::{NewChunk, SetReplicas};
 
 use super::error::TreeError;
 use crate::limits::{CHUNK_SIZE_MAX, REPLICAS_MAX};
+use crate::packed::{Finder, PackedMap};
 
 /// A blake3 hash.
 pub type Hash = [u8; 32];
@@ -74,7 +74,7 @@ pub struct Walk<T> {
 
 #[derive(Clone, Debug, Default)]
 pub struct ChunkTable {
-    chunks: OrdMap<ChunkId, Chunk>,
+    chunks: PackedMap<Chunk>,
     stored: u64,
 }
 
@@ -88,13 +88,22 @@ impl ChunkTable {
         self.stored
     }
 
-    pub fn get(&self, id: ChunkId) -> Option<&Chunk> {
+    pub fn get(&self, id: ChunkId) -> Option<Cow<'_, Chunk>> {
         self.chunks.get(&id)
     }
 
-    pub fn iter_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, &Chunk)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.chunks.range((from, Bound::Unbounded)).map(|(&id, chunk)| (id, chunk))
+    /// For looking at many.
+    pub fn finder(&self) -> Finder<'_, Chunk> {
+        Finder::new(&self.chunks)
+    }
+
+    pub fn contains(&self, id: ChunkId) -> bool {
+        self.chunks.contains(&id)
+    }
+
+    pub fn iter_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, Chunk)> {
+        let from = after.unwrap_or_default();
+        self.chunks.iter_from(from).skip_while(move |(id, _)| Some(*id) == after)
     }
 
     /// Looks at `scan_max` chunks after `after` and returns those with fewer replicas than are `wanted`
@@ -109,9 +118,9 @@ impl ChunkTable {
         self.walk(after, scan_max, |id, chunk| {
             let alive: Vec<NodeId> =
                 chunk.replicas.iter().copied().filter(|node| live.contains(node)).collect();
-            (alive.len() < wanted(chunk).min(live.len())).then(|| Lacking {
+            (alive.len() < wanted(&chunk).min(live.len())).then_some(Lacking {
                 id,
-                chunk: chunk.clone(),
+                chunk,
                 live: alive,
             })
         })
@@ -125,7 +134,7 @@ impl ChunkTable {
         scan_max: usize,
     ) -> Walk<(ChunkId, Chunk)> {
         self.walk(after, scan_max, |id, chunk| {
-            chunk.replicas.contains(&node).then(|| (id, chunk.clone()))
+            chunk.replicas.contains(&node).then_some((id, chunk))
         })
     }
 
@@ -133,7 +142,7 @@ impl ChunkTable {
         &self,
         after: Option<ChunkId>,
         scan_max: usize,
-        mut pick: impl FnMut(ChunkId, &Chunk) -> Option<T>,
+        mut pick: impl FnMut(ChunkId, Chunk) -> Option<T>,
     ) -> Walk<T> {
         let mut found = Vec::new();
         let mut last = None;
@@ -214,8 +223,8 @@ impl ChunkTable {
         let mut stored = 0;
         for (id, chunk) in self.chunks.iter() {
             stored += u64::from(chunk.length);
-            let live = used.get(id).copied().unwrap_or(0);
-            if live != chunk.live || (live == 0) != dead.contains_key(id) {
+            let live = used.get(&id).copied().unwrap_or(0);
+            if live != chunk.live || (live == 0) != dead.contains_key(&id) {
                 faults.push(format!("chunk {id}: {} bytes live, {live} used", chunk.live));
             }
             if chunk.replicas.is_empty() {

@@ -1,5 +1,6 @@
 //! Commands and reads of a file's content, as extents; the bytes themselves never come here.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use unum_proto::ids::{ChunkId, Ino, VolumeId};
@@ -130,7 +131,7 @@ impl Tree {
         let mut chunks = BTreeMap::new();
         for chunk in &command.chunks {
             let (id, chunk) = Chunk::from_proto(volume, chunk)?;
-            if self.chunks.get(id).is_some() || chunks.insert(id, chunk).is_some() {
+            if self.chunks.contains(id) || chunks.insert(id, chunk).is_some() {
                 return Err(TreeError::Invalid);
             }
         }
@@ -154,7 +155,7 @@ impl Tree {
             let extent = valid_extent(raw, base)?;
             let id = extent.source.ok_or(TreeError::Invalid)?.chunk;
             let chunk = match new.get(&id) {
-                Some(chunk) => chunk,
+                Some(chunk) => Cow::Borrowed(chunk),
                 None => {
                     let chunk = self.chunks.get(id).ok_or(TreeError::Stale)?;
                     match own.get_or_insert_with(|| chunks_of(inode)).contains(&id) {
@@ -163,7 +164,7 @@ impl Tree {
                     }
                 }
             };
-            if within_chunk(&extent, chunk) { Ok(extent) } else { Err(TreeError::Invalid) }
+            if within_chunk(&extent, &chunk) { Ok(extent) } else { Err(TreeError::Invalid) }
         });
         extents.collect()
     }

@@ -62,7 +62,7 @@ impl Tree {
     /// all extents of all files; of those of snapshots, at what differs from the next newer state.
     pub fn users_of(&self, chunks: &BTreeSet<ChunkId>) -> BTreeMap<ChunkId, Vec<Ino>> {
         let mut users = BTreeMap::<ChunkId, Vec<Ino>>::new();
-        for (&ino, inode) in self.inodes.iter() {
+        for (ino, inode) in self.inodes.iter() {
             let Body::Regular(map) = &inode.body else { continue };
             for source in map.iter().filter_map(|extent| extent.source) {
                 if !chunks.contains(&source.chunk) {

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
 use unum_proto::ids::Ino;
 
 use super::error::TreeError;
 use super::inode::Kind;
+use super::packing::Listing;
 use crate::limits::NAME_LENGTH_MAX;
+use crate::packed::PackedMap;
 
 pub const COOKIE_SELF: u64 = 1;
 pub const COOKIE_PARENT: u64 = 2;
@@ -21,7 +21,7 @@ pub const COOKIE_FIRST: u64 = 3;
 pub type Name = Arc<[u8]>;
 
 /// Names with what they stand for.
-pub type Named<'a> = Vec<(&'a Name, Entry)>;
+pub type Named = Vec<(Name, Entry)>;
 
 /// What a name stands for. The kind spares readdir a look at the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +34,20 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Directory {
     pub parent: Ino,
-    entries: OrdMap<Name, Entry>,
-    order: OrdMap<u64, Name>,
+    entries: PackedMap<Entry>,
+    /// The same by cookie.
+    order: PackedMap<Listing>,
     next_cookie: u64,
 }
 
 impl Directory {
     pub fn new(parent: Ino) -> Self {
-        Self { parent, entries: OrdMap::new(), order: OrdMap::new(), next_cookie: COOKIE_FIRST }
+        Self {
+            parent,
+            entries: PackedMap::default(),
+            order: PackedMap::default(),
+            next_cookie: COOKIE_FIRST,
+        }
     }
 
     /// With cookies going on where a snapshot says.
@@ -56,19 +62,19 @@ impl Directory {
     }
 
     /// What another state of this directory does not have of this one, and what it has that this one has not.
-    pub fn differences<'a>(&'a self, other: &'a Self) -> (Named<'a>, Named<'a>) {
+    pub fn differences(&self, other: &Self) -> (Named, Named) {
         let (mut gone, mut added) = (Vec::new(), Vec::new());
-        for item in self.entries.diff(&other.entries) {
-            match item {
-                DiffItem::Add(name, entry) => added.push((name, *entry)),
-                DiffItem::Remove(name, entry) => gone.push((name, *entry)),
-                DiffItem::Update { old, new } => {
-                    gone.push((old.0, *old.1));
-                    added.push((new.0, *new.1));
-                }
-            }
+        for (name, here, there) in self.entries.differences(&other.entries) {
+            gone.extend(here.map(|entry| (name.clone(), entry)));
+            added.extend(there.map(|entry| (name, entry)));
         }
         (gone, added)
+    }
+
+    /// Packs what is open of it.
+    pub fn pack(&mut self) {
+        self.entries.pack();
+        self.order.pack();
     }
 
     pub fn len(&self) -> usize {
@@ -84,7 +90,7 @@ impl Directory {
     }
 
     pub fn get(&self, name: &[u8]) -> Option<Entry> {
-        self.entries.get(name).copied()
+        self.entries.get(name).map(|entry| *entry)
     }
 
     /// The name must be new; a replacement keeps its place through `replace`.
@@ -96,9 +102,12 @@ impl Directory {
 
     /// Gives an existing name another meaning, at the same place in the order.
     pub fn replace(&mut self, name: &[u8], ino: Ino, kind: Kind) {
-        match self.entries.get_mut(name) {
-            Some(entry) => (entry.ino, entry.kind) = (ino, kind),
-            None => self.insert(name, ino, kind),
+        let Some(entry) = self.entries.get_mut(name) else {
+            return self.insert(name, ino, kind);
+        };
+        (entry.ino, entry.kind) = (ino, kind);
+        if let Some(listing) = self.order.get_mut(&entry.cookie) {
+            (listing.ino, listing.kind) = (ino, kind);
         }
     }
 
@@ -106,8 +115,8 @@ impl Directory {
     pub fn restore(&mut self, name: &[u8], entry: Entry) -> bool {
         let fits = entry.cookie >= COOKIE_FIRST
             && entry.cookie < self.next_cookie
-            && !self.entries.contains_key(name)
-            && !self.order.contains_key(&entry.cookie);
+            && !self.entries.contains(name)
+            && !self.order.contains(&entry.cookie);
         if fits {
             self.put(name, entry);
         }
@@ -116,7 +125,8 @@ impl Directory {
 
     fn put(&mut self, name: &[u8], entry: Entry) {
         let name: Name = name.into();
-        self.order.insert(entry.cookie, name.clone());
+        let listing = Listing { name: name.clone(), ino: entry.ino, kind: entry.kind };
+        self.order.insert(entry.cookie, listing);
         self.entries.insert(name, entry);
     }
 
@@ -127,10 +137,11 @@ impl Directory {
     }
 
     /// Entries whose cookie is larger than `after`, in the order of cookies, without dots.
-    pub fn after(&self, after: u64) -> impl Iterator<Item = (&Name, Entry)> {
+    pub fn after(&self, after: u64) -> impl Iterator<Item = (Name, Entry)> {
+        let first = after.saturating_add(1);
         self.order
-            .range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
-            .filter_map(|(_, name)| Some((name, self.get(name)?)))
+            .iter_from(first)
+            .map(|(cookie, Listing { name, ino, kind })| (name, Entry { ino, kind, cookie }))
     }
 
     /// What is wrong inside of this directory.
@@ -140,14 +151,17 @@ impl Directory {
             faults.push(format!("{} names, {} cookies", self.entries.len(), self.order.len()));
         }
         for (name, entry) in self.entries.iter() {
-            let shown = String::from_utf8_lossy(name);
-            if self.order.get(&entry.cookie) != Some(name) {
+            let shown = String::from_utf8_lossy(&name);
+            let leads = self.order.get(&entry.cookie).is_some_and(|listing| {
+                (&listing.name, listing.ino, listing.kind) == (&name, entry.ino, entry.kind)
+            });
+            if !leads {
                 faults.push(format!("cookie {} of {shown} leads elsewhere", entry.cookie));
             }
             if entry.cookie < COOKIE_FIRST || entry.cookie >= self.next_cookie {
                 faults.push(format!("cookie {} of {shown} was never given", entry.cookie));
             }
-            if valid_name(name).is_err() {
+            if valid_name(&name).is_err() {
                 faults.push(format!("{shown:?} is no valid name"));
             }
         }

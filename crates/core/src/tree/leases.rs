@@ -14,7 +14,6 @@
 //! the places of chunks do not depend on leases.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use unum_proto::ids::{Ino, LeaseId, NodeId, VolumeId};
@@ -98,7 +97,7 @@ impl Tree {
 
     /// Who alone may change the inode, if anybody.
     pub fn holder_of(&self, ino: Ino) -> Option<NodeId> {
-        let inode = self.inodes.get(&ino)?;
+        let inode = self.inodes.get(ino)?;
         self.leases.live.get(&inode.lease).map(|lease| lease.node)
     }
 
@@ -242,19 +241,19 @@ impl Tree {
     /// No attribute of the inode changes, but nobody else may show it unasked from now on.
     pub(super) fn cover(&mut self, ino: Ino, lease: LeaseId) {
         self.changes.covered(ino);
-        if let Some(inode) = self.inodes.get_mut(&ino) {
-            Arc::make_mut(inode).lease = lease;
+        if let Some(inode) = self.inodes.get_mut(ino) {
+            inode.lease = lease;
             self.leases.cover_in(inode.volume, lease);
         }
     }
 
     /// What is made in a covered directory is covered; nobody else has seen it.
     pub(super) fn cover_newborn(&mut self, parent: Ino, ino: Ino) {
-        let Some(lease) = self.inodes.get(&parent).map(|inode| inode.lease) else { return };
+        let Some(lease) = self.inodes.get(parent).map(|inode| inode.lease) else { return };
         if self.leases.live.contains_key(&lease)
-            && let Some(inode) = self.inodes.get_mut(&ino)
+            && let Some(inode) = self.inodes.get_mut(ino)
         {
-            Arc::make_mut(inode).lease = lease;
+            inode.lease = lease;
             self.leases.cover_in(inode.volume, lease);
         }
     }

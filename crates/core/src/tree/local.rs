@@ -93,6 +93,11 @@ impl Local {
         &self.tree
     }
 
+    /// Gives back the memory that looks at it have taken.
+    pub fn tidy(&mut self) {
+        self.tree.tidy();
+    }
+
     pub fn lease(&self) -> LeaseId {
         self.lease
     }

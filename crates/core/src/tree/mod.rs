@@ -58,17 +58,18 @@ mod local;
 pub mod locks;
 mod namespace;
 mod orphans;
+mod packing;
 mod past;
 mod snapshot;
 mod snapshots;
+mod table;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use imbl::OrdMap;
 use unum_proto::ids::{ChunkId, Ino, NodeId};
 use unum_proto::tree::tree_command::Command;
 use unum_proto::tree::tree_reply::Outcome;
@@ -78,7 +79,7 @@ pub use acl::{ACCESS as ACL_ACCESS, DEFAULT as ACL_DEFAULT};
 pub use changes::{Change, What};
 pub use chunks::{Chunk, Hash, Lacking, Walk};
 pub use content::Seek;
-pub use directory::{COOKIE_FIRST, COOKIE_PARENT, COOKIE_SELF, Entry};
+pub use directory::{COOKIE_FIRST, COOKIE_PARENT, COOKIE_SELF, Entry, Name};
 pub use error::TreeError;
 pub use extents::{Extent, Source};
 pub use folding::{Folded, fold};
@@ -100,6 +101,7 @@ use leases::WriteLeases;
 use locks::Locks;
 use orphans::Orphans;
 use snapshots::Snapshots;
+use table::{Inodes, Lent};
 use volumes::Volumes;
 
 /// The root directory's inode.
@@ -107,7 +109,9 @@ pub const ROOT: Ino = Ino(1);
 
 #[derive(Clone, Debug)]
 pub struct Tree {
-    inodes: OrdMap<Ino, Arc<Inode>>,
+    inodes: Inodes,
+    /// Inodes of snapshots.
+    lent_past: Lent,
     next_ino: Ino,
     chunks: ChunkTable,
     orphans: Orphans,
@@ -140,8 +144,8 @@ pub struct Usage {
 
 /// One entry as readdir shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed<'a> {
-    pub name: &'a [u8],
+pub struct Listed {
+    pub name: Name,
     pub ino: Ino,
     pub kind: Kind,
     /// Where to go on after this entry.
@@ -160,11 +164,8 @@ impl Tree {
     pub fn new() -> Self {
         let body = Body::Directory(Directory::new(ROOT));
         let root = Inode::new(Time::ZERO, 0o755, 0, 0, body);
-        let mut tree = Self {
-            inodes: OrdMap::unit(ROOT, Arc::new(root)),
-            next_ino: Ino(ROOT.0 + 1),
-            ..Self::bare()
-        };
+        let mut tree = Self { next_ino: Ino(ROOT.0 + 1), ..Self::bare() };
+        tree.inodes.insert(ROOT, root);
         tree.volumes.add_inode(ROOT_VOLUME);
         tree
     }
@@ -173,7 +174,8 @@ impl Tree {
         let mut snapshots = Snapshots::default();
         snapshots.shelve(ROOT_VOLUME, ROOT, Time::ZERO);
         Self {
-            inodes: OrdMap::new(),
+            inodes: Inodes::default(),
+            lent_past: Lent::default(),
             next_ino: ROOT,
             chunks: ChunkTable::default(),
             orphans: Orphans::default(),
@@ -192,6 +194,7 @@ impl Tree {
     /// time of the log entry.
     pub fn apply(&mut self, now: Time, node: NodeId, command: &TreeCommand) -> TreeReply {
         let mut granted = Vec::new();
+        self.tidy();
         self.changes.by(node);
         let outcome = command
             .command
@@ -273,7 +276,7 @@ impl Tree {
     /// The inode, orphans and those of snapshots included. `Stale` if there is none.
     pub fn inode(&self, ino: Ino) -> Result<&Inode, TreeError> {
         let inode = match is_past(ino) {
-            false => self.inodes.get(&ino).map(AsRef::as_ref),
+            false => self.inodes.get(ino),
             true => self.past_inode(ino),
         };
         inode.ok_or(TreeError::Stale)
@@ -282,7 +285,7 @@ impl Tree {
     /// For changes that somebody can see.
     fn inode_mut(&mut self, ino: Ino) -> Result<&mut Inode, TreeError> {
         self.changes.inode(ino);
-        self.inodes.get_mut(&ino).map(Arc::make_mut).ok_or(TreeError::Stale)
+        self.inodes.get_mut(ino).ok_or(TreeError::Stale)
     }
 
     /// What stat shows.
@@ -316,10 +319,15 @@ impl Tree {
         &self,
         ino: Ino,
         after: u64,
-    ) -> Result<impl Iterator<Item = Listed<'_>>, TreeError> {
+    ) -> Result<impl Iterator<Item = Listed>, TreeError> {
         let directory = self.directory(ino)?;
-        let dot = |name, ino, cookie| Listed { name, ino, kind: Kind::Directory, cookie };
-        let dots = [dot(&b"."[..], ino, COOKIE_SELF), dot(b"..", self.parent(ino)?, COOKIE_PARENT)];
+        let dot = |name: &[u8], ino, cookie| Listed {
+            name: name.into(),
+            ino,
+            kind: Kind::Directory,
+            cookie,
+        };
+        let dots = [dot(b".", ino, COOKIE_SELF), dot(b"..", self.parent(ino)?, COOKIE_PARENT)];
         let dots = dots.into_iter().filter(move |listed| listed.cookie > after);
         let entries = directory.after(after.max(COOKIE_PARENT)).map(move |(name, entry)| Listed {
             name,
@@ -354,21 +362,34 @@ impl Tree {
         self.changes.take()
     }
 
+    /// Whether looking alone has taken so much memory that somebody should [`Tree::tidy`].
+    pub fn wants_tidying(&self) -> bool {
+        self.inodes.has_lent_much() || self.lent_past.is_full()
+    }
+
+    /// Gives back what looking at the tree has taken, if it is much. Each command does.
+    pub fn tidy(&mut self) {
+        self.inodes.tidy();
+        if self.lent_past.is_full() {
+            self.lent_past.clear();
+        }
+    }
+
     pub fn locks(&self) -> &Locks {
         &self.locks
     }
 
     /// Whether the bytes of this chunk must be kept.
     pub fn is_known(&self, id: ChunkId) -> bool {
-        self.chunks.get(id).is_some()
+        self.chunks.contains(id)
     }
 
-    pub fn chunk(&self, id: ChunkId) -> Option<&Chunk> {
+    pub fn chunk(&self, id: ChunkId) -> Option<Cow<'_, Chunk>> {
         self.chunks.get(id)
     }
 
     /// All chunks after `after` in the order of their ids, lazily.
-    pub fn chunks_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, &Chunk)> {
+    pub fn chunks_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, Chunk)> {
         self.chunks.iter_after(after)
     }
 

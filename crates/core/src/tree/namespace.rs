@@ -40,7 +40,7 @@ impl Tree {
         let inode =
             Inode { xattrs, strict, volume, ..Inode::new(now, mode, command.uid, gid, body) };
         let ino = self.number(parent, command)?;
-        self.inodes.insert(ino, Arc::new(inode));
+        self.inodes.insert(ino, inode);
         self.volumes.add_inode(volume);
         self.cover_newborn(parent, ino);
         self.add_name(now, parent, name, ino, kind);
@@ -88,7 +88,7 @@ impl Tree {
         };
         let ino = self.next_ino;
         self.next_ino = Ino(ino.0 + 1);
-        self.inodes.insert(ino, Arc::new(inode));
+        self.inodes.insert(ino, inode);
         self.volumes.add_inode(volume);
         self.orphans.add(now, ino);
         self.orphans.hold(node, ino);

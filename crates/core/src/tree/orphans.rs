@@ -160,7 +160,7 @@ impl Tree {
 
     fn destroy(&mut self, ino: Ino) {
         self.orphans.remove(ino);
-        let Some(inode) = self.inodes.remove(&ino) else { return };
+        let Some(inode) = self.inodes.remove(ino) else { return };
         self.allocated -= inode.allocated();
         self.volumes.remove_inode(inode.volume, inode.allocated());
         if self.volume(inode.volume).is_none() {

@@ -5,7 +5,6 @@
 //! newer one: what did not change is shared again. Checking goes the same way: what did not change is looked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use unum_proto::ids::{ChunkId, Ino, SnapshotId, VolumeId};
@@ -15,12 +14,13 @@ use unum_proto::tree::{PastRecord, SnapshotRecord, WithoutRecord};
 use super::Tree;
 use super::check::Names;
 use super::chunks::Chunk;
-use super::directory::{Directory, Entry, Name, valid_name};
+use super::directory::{Directory, Name, Named, valid_name};
 use super::error::TreeError;
 use super::extents::ExtentMap;
 use super::inode::{Body, Inode, Kind};
 use super::snapshot::{batches, entries_of, extents_of, inode_record};
-use super::snapshots::{Changed, Snapshot, Table, changed, chunks_in};
+use super::snapshots::{Changed, Snapshot, changed, chunks_in};
+use super::table::Table;
 use crate::limits::{SNAPSHOTS_MAX, VOLUME_SNAPSHOTS_MAX};
 use crate::time::Time;
 
@@ -41,7 +41,7 @@ impl Reading {
 
     fn body(&mut self, ino: Ino) -> Result<&mut Body, TreeError> {
         let inode = self.table.get_mut(&ino).filter(|inode| inode.volume == self.volume);
-        Ok(&mut Arc::make_mut(inode.ok_or(TreeError::Stale)?).body)
+        Ok(&mut inode.ok_or(TreeError::Stale)?.body)
     }
 
     pub fn directory(&mut self, ino: Ino) -> Result<&mut Directory, TreeError> {
@@ -61,15 +61,18 @@ impl Reading {
     /// What an inode was: its content begins as that of the newer state.
     pub fn put_inode(&mut self, ino: Ino, mut inode: Inode) -> Result<(), TreeError> {
         let newer = self.table.get(&ino);
-        if inode.volume != self.volume || newer.is_some_and(|newer| newer.volume != self.volume) {
+        if inode.volume != self.volume
+            || newer.as_ref().is_some_and(|newer| newer.volume != self.volume)
+        {
             return Err(TreeError::Invalid);
         }
-        match (&mut inode.body, newer.map(|newer| &newer.body)) {
+        match (&mut inode.body, newer.as_ref().map(|newer| &newer.body)) {
             (Body::Directory(older), Some(Body::Directory(newer))) => older.begin_as(newer),
             (Body::Regular(older), Some(Body::Regular(newer))) => *older = newer.clone(),
             _ => {}
         }
-        self.table.insert(ino, Arc::new(inode));
+        drop(newer);
+        self.table.insert(ino, inode);
         Ok(())
     }
 
@@ -145,7 +148,7 @@ impl Tree {
             let gone = gone.map(move |gone| Record::Past(PastRecord { snapshot: id.0, gone }));
             let inodes = changes().filter_map(|change| {
                 // Leases are about the tree of today.
-                let inode = Inode { lease: Default::default(), ..change.older?.clone() };
+                let inode = Inode { lease: Default::default(), ..change.older? };
                 Some(inode_record(change.ino, &inode))
             });
             let bodies = changes().flat_map(|change| body_records(&change));
@@ -169,13 +172,15 @@ impl Tree {
     }
 
     /// A state begins as the next newer one.
-    fn begin_past(&self, id: SnapshotId) -> Result<Reading, TreeError> {
+    fn begin_past(&mut self, id: SnapshotId) -> Result<Reading, TreeError> {
+        // Blocks that are open yet would be packed once by each.
+        let today = self.inodes.packed();
         let snapshot = self.snapshots.all.get(&id).ok_or(TreeError::Invalid)?;
         let volume = snapshot.volume;
         let ids = self.snapshots.of(volume);
         let newer = ids.partition_point(|other| *other <= id);
         let table = match ids.get(newer).and_then(|newer| self.snapshots.all.get(newer)) {
-            None => &self.inodes,
+            None => today,
             Some(newer) => &newer.table,
         };
         // None is empty: it has at least the volume's root.
@@ -188,6 +193,7 @@ impl Tree {
     pub(super) fn end_past(&mut self, reading: Reading) {
         if let Some(snapshot) = self.snapshots.all.get_mut(&reading.id) {
             snapshot.table = reading.table;
+            snapshot.table.pack();
         }
     }
 
@@ -272,11 +278,11 @@ impl Tree {
     ) {
         let states: Vec<(SnapshotId, &Snapshot, &Table)> =
             self.pasts().filter(|(_, snapshot, _)| snapshot.volume == volume).collect();
-        let none = Table::new();
+        let none = Table::default();
         let mut newest = BTreeMap::new();
         for (id, snapshot, newer) in &states {
             for change in changed(newer, &snapshot.table, volume) {
-                for chunk in self.past_chunks(*id, change.older, change.ino, faults) {
+                for chunk in self.past_chunks(*id, change.older.as_ref(), change.ino, faults) {
                     newest.entry(chunk).or_insert(*id);
                 }
             }
@@ -285,7 +291,7 @@ impl Tree {
         let mut before = &none;
         for (id, snapshot, _) in states.iter().rev() {
             for change in changed(before, &snapshot.table, volume) {
-                for chunk in change.older.into_iter().flat_map(chunks_in) {
+                for chunk in change.older.iter().flat_map(chunks_in) {
                     oldest.entry(chunk).or_insert(*id);
                 }
             }
@@ -338,7 +344,7 @@ impl Tree {
     /// Every state of a volume is a tree.
     fn check_past_names(&self, volume: VolumeId, faults: &mut Vec<String>) {
         let mut names = Names::default();
-        for (&ino, inode) in self.inodes.iter().filter(|(_, inode)| inode.volume == volume) {
+        for (ino, inode) in self.inodes.iter().filter(|(_, inode)| inode.volume == volume) {
             if let Body::Directory(directory) = &inode.body {
                 directory.after(0).for_each(|(_, entry)| names.add(ino, entry));
             }
@@ -367,7 +373,9 @@ impl Tree {
                         faults.push(format!("{id}: {}: {shown} has the wrong kind", change.ino));
                     }
                 }
-                if let Some(Body::Directory(directory)) = change.older.map(|inode| &inode.body) {
+                if let Some(Body::Directory(directory)) =
+                    change.older.as_ref().map(|inode| &inode.body)
+                {
                     let wrong = directory.faults().into_iter();
                     faults.extend(wrong.map(|fault| format!("{id}: {}: {fault}", change.ino)));
                 }
@@ -376,7 +384,7 @@ impl Tree {
                 let own = |table: &Table| table.get(&ino).is_some_and(|i| i.volume == volume);
                 match snapshot.table.get(&ino).filter(|inode| inode.volume == volume) {
                     Some(inode) => {
-                        let wrong = self.inode_faults(ino, inode, &names).into_iter();
+                        let wrong = self.inode_faults(ino, &inode, &names).into_iter();
                         faults.extend(wrong.map(|fault| format!("{id}: {ino}: {fault}")));
                     }
                     None if own(newer) && names.links.get(&ino).is_some_and(|links| *links > 0) => {
@@ -391,20 +399,20 @@ impl Tree {
 
 /// What differs between the names of a directory in two states.
 #[derive(Default)]
-struct NameChanges<'a> {
-    gone: Vec<(&'a Name, Entry)>,
-    added: Vec<(&'a Name, Entry)>,
+struct NameChanges {
+    gone: Named,
+    added: Named,
 }
 
-impl<'a> NameChanges<'a> {
-    fn of(change: &Changed<'a>) -> Self {
-        let directory = |inode: Option<&'a Inode>| inode.and_then(|inode| inode.directory().ok());
-        match (directory(change.newer), directory(change.older)) {
+impl NameChanges {
+    fn of(change: &Changed) -> Self {
+        let directory = |inode: &'_ Option<Inode>| inode.as_ref()?.directory().ok().cloned();
+        match (directory(&change.newer), directory(&change.older)) {
             (None, None) => Self::default(),
             (Some(newer), None) => Self { gone: newer.after(0).collect(), added: Vec::new() },
             (None, Some(older)) => Self { gone: Vec::new(), added: older.after(0).collect() },
             (Some(newer), Some(older)) => {
-                let (gone, added) = newer.differences(older);
+                let (gone, added) = newer.differences(&older);
                 Self { gone, added }
             }
         }
@@ -412,11 +420,11 @@ impl<'a> NameChanges<'a> {
 }
 
 /// How the content of an inode differs from that of the newer state.
-fn body_records(change: &Changed<'_>) -> Vec<Record> {
+fn body_records(change: &Changed) -> Vec<Record> {
     let ino = change.ino;
     let without = |names, offsets| Record::Without(WithoutRecord { ino: ino.0, names, offsets });
     let mut records = Vec::new();
-    match change.older.map(|inode| &inode.body) {
+    match change.older.as_ref().map(|inode| &inode.body) {
         Some(Body::Directory(_)) => {
             let differs = NameChanges::of(change);
             let gone = batches(differs.gone.iter(), |(name, _)| Bytes::copy_from_slice(name));
@@ -425,7 +433,7 @@ fn body_records(change: &Changed<'_>) -> Vec<Record> {
         }
         Some(Body::Regular(older)) => {
             let none = ExtentMap::default();
-            let newer = match change.newer.map(|inode| &inode.body) {
+            let newer = match change.newer.as_ref().map(|inode| &inode.body) {
                 Some(Body::Regular(newer)) => newer,
                 _ => &none,
             };

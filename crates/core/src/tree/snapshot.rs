@@ -19,7 +19,7 @@ use super::Tree;
 use super::attributes::valid_xattr_name;
 use super::chunks::Chunk;
 use super::content::{valid_extent, within_chunk};
-use super::directory::{Directory, Entry, Name, valid_name};
+use super::directory::{Directory, Entry, Name, Named, valid_name};
 use super::error::TreeError;
 use super::extents::{Extent, ExtentMap};
 use super::inode::{Body, Inode, Kind, Xattrs, valid_timestamp};
@@ -30,6 +30,7 @@ use super::past::Reading;
 use crate::limits::{
     COUNTER_MAX, FILE_SIZE_MAX, RECORD_ITEMS_MAX, XATTR_TOTAL_SIZE_MAX, XATTR_VALUE_SIZE_MAX,
 };
+use crate::packed::Finder;
 use crate::time::Time;
 
 const FORMAT: u32 = 1;
@@ -55,16 +56,16 @@ impl Tree {
     /// The whole tree, lazily. Clone the tree first to go on changing it meanwhile.
     pub fn records(&self) -> impl Iterator<Item = TreeRecord> {
         let head = std::iter::once(Record::Header(self.header()));
-        let inodes = self.inodes.iter().map(|(&ino, inode)| inode_record(ino, inode));
-        let entries = self.inodes.iter().flat_map(|(&ino, inode)| entry_records(ino, inode));
+        let inodes = self.inodes.iter().map(|(ino, inode)| inode_record(ino, &inode));
+        let entries = self.inodes.iter().flat_map(|(ino, inode)| entry_records(ino, inode));
         let chunks = batches(self.chunks.iter_after(None), move |(id, chunk)| ChunkRecord {
             chunk: Some(chunk.to_proto(id)),
             volume: chunk.volume.0,
             birth: self.snapshots.newest_until(chunk.volume, chunk.birth).0,
-            dead: self.dead_on(id, chunk).0,
+            dead: self.dead_on(id, &chunk).0,
         });
         let chunks = chunks.map(|chunks| Record::Chunks(ChunksRecord { chunks }));
-        let extents = self.inodes.iter().flat_map(|(&ino, inode)| extent_records(ino, inode));
+        let extents = self.inodes.iter().flat_map(|(ino, inode)| extent_records(ino, &inode));
         let orphans = self.orphan_records();
         let locks = self.locks.iter().flat_map(|(ino, locks)| lock_records(ino, locks));
         let body = head
@@ -169,26 +170,37 @@ pub(super) fn inode_record(ino: Ino, inode: &Inode) -> Record {
     })
 }
 
-fn entry_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
-    let directory = inode.directory().ok().into_iter();
-    entries_of(ino, directory.flat_map(|directory| directory.after(0)))
+fn entry_records(ino: Ino, inode: Inode) -> impl Iterator<Item = Record> {
+    let directory = match inode.body {
+        Body::Directory(directory) => Some(directory),
+        _ => None,
+    };
+    let mut after = Some(0);
+    // Record by record: a directory may be large.
+    let records = std::iter::from_fn(move || {
+        let entries = directory.as_ref()?.after(after?).take(RECORD_ITEMS_MAX);
+        let entries: Named = entries.collect();
+        after = entries.last().map(|(_, entry)| entry.cookie);
+        entries_of(ino, entries.into_iter()).next()
+    });
+    records.fuse()
 }
 
-pub(super) fn entries_of<'a>(
+pub(super) fn entries_of(
     ino: Ino,
-    entries: impl Iterator<Item = (&'a Name, Entry)>,
+    entries: impl Iterator<Item = (Name, Entry)>,
 ) -> impl Iterator<Item = Record> {
     let entries = batches(entries, |(name, entry)| EntryRecord {
-        name: Bytes::copy_from_slice(name),
+        name: Bytes::copy_from_slice(&name),
         ino: entry.ino.0,
         cookie: entry.cookie,
     });
     entries.map(move |entries| Record::Entries(EntriesRecord { directory: ino.0, entries }))
 }
 
-fn extent_records(ino: Ino, inode: &Inode) -> impl Iterator<Item = Record> {
+fn extent_records(ino: Ino, inode: &Inode) -> Vec<Record> {
     let map = inode.extents().ok().into_iter();
-    extents_of(ino, map.flat_map(|map| map.iter()))
+    extents_of(ino, map.flat_map(|map| map.iter())).collect()
 }
 
 pub(super) fn extents_of(
@@ -331,17 +343,18 @@ impl TreeLoader {
             return past.put_inode(ino, inode);
         }
         self.tree.volumes.add_inode(volume);
-        match self.tree.inodes.insert(ino, Arc::new(inode)) {
+        match self.tree.inodes.insert(ino, inode) {
             None => Ok(()),
             Some(_) => Err(TreeError::Exists),
         }
     }
 
     fn put_entries(&mut self, record: &EntriesRecord) -> Result<(), TreeError> {
+        let mut targets = Finder::new(self.tree.inodes.table());
         let entries = record.entries.iter().map(|entry| {
             let ino = Ino(entry.ino);
             let kind = match &self.past {
-                None => self.tree.inode(ino)?.kind(),
+                None => targets.get(&ino).ok_or(TreeError::Stale)?.kind(),
                 Some(past) => past.kind_of(ino),
             };
             Ok((valid_name(&entry.name)?, Entry { ino, kind, cookie: entry.cookie }))
@@ -360,7 +373,7 @@ impl TreeLoader {
             let proto = proto_of.chunk.as_ref().ok_or(TreeError::Invalid)?;
             let volume = self.tree.restored_volume(proto_of.volume)?;
             let (id, chunk) = Chunk::from_proto(volume, proto)?;
-            if self.tree.chunks.get(id).is_some() {
+            if self.tree.chunks.contains(id) {
                 return Err(TreeError::Exists);
             }
             let (birth, dead) = (SnapshotId(proto_of.birth), SnapshotId(proto_of.dead));
@@ -379,7 +392,7 @@ impl TreeLoader {
             let extent = valid_extent(raw, 0)?;
             if let Some(source) = extent.source {
                 let chunk = self.tree.chunks.get(source.chunk).ok_or(TreeError::Stale)?;
-                if !within_chunk(&extent, chunk) {
+                if !within_chunk(&extent, &chunk) {
                     return Err(TreeError::Invalid);
                 }
                 if self.past.is_none() {

@@ -32,6 +32,7 @@ use super::directory::{COOKIE_FIRST, Directory, Entry, Name, valid_name};
 use super::error::TreeError;
 use super::extents::ExtentMap;
 use super::inode::{Body, Inode, Kind};
+use super::table::Table;
 use super::{Tree, done};
 use crate::limits::{INO_END, SNAPSHOTS_MAX, VOLUME_SNAPSHOTS_MAX};
 use crate::time::Time;
@@ -43,9 +44,6 @@ const SHELF: u16 = u16::MAX;
 const SLOT_SHIFT: u32 = INO_END.trailing_zeros();
 /// Everybody may look, nobody may change.
 const MODE: u32 = 0o555;
-
-/// All inodes of a tree.
-pub(super) type Table = OrdMap<Ino, Arc<Inode>>;
 
 /// Whether an inode is a snapshot's, or the directory that they are found in.
 pub fn is_past(ino: Ino) -> bool {
@@ -82,7 +80,15 @@ pub struct Snapshot {
 impl Snapshot {
     pub(super) fn new(volume: VolumeId, root: Ino, name: Name, time: Time, slot: u16) -> Self {
         let border = closed_directory(volume, Directory::new(root), time);
-        Self { volume, name, time, slot, table: Table::new(), dead: DeadList::default(), border }
+        Self {
+            volume,
+            name,
+            time,
+            slot,
+            table: Table::default(),
+            dead: DeadList::default(),
+            border,
+        }
     }
 
     /// Bytes of the chunks of which this is the newest snapshot that needs them, and which the volume
@@ -315,13 +321,13 @@ impl Tree {
     pub(super) fn past_inode(&self, ino: Ino) -> Option<&Inode> {
         let (slot, plain) = split(ino);
         if slot == SHELF {
-            let volume = self.inodes.get(&plain)?.volume;
+            let volume = self.inodes.get(plain)?.volume;
             let shelf = self.snapshots.shelves.get(&volume)?;
             return self.is_volume_root(plain).then_some(&*shelf.directory);
         }
         let snapshot = self.snapshots.all.get(&self.snapshots.in_slot(slot)?)?;
-        let found = snapshot.table.get(&plain).filter(|inode| inode.volume == snapshot.volume);
-        Some(found.unwrap_or(&snapshot.border))
+        let found = self.lent_past.get(ino, &snapshot.table, plain);
+        Some(found.filter(|inode| inode.volume == snapshot.volume).unwrap_or(&snapshot.border))
     }
 
     /// The number of what a directory names, or of the directory that it is in.
@@ -352,7 +358,7 @@ impl Tree {
     }
 
     fn is_volume_root(&self, ino: Ino) -> bool {
-        let volume = self.inodes.get(&ino).map(|inode| inode.volume);
+        let volume = self.inodes.get(ino).map(|inode| inode.volume);
         volume.and_then(|id| self.volume(id)).is_some_and(|volume| volume.root == ino)
     }
 
@@ -458,7 +464,7 @@ impl Tree {
         }
         let time = self.next_shelving(volume, now);
         let mut snapshot = Snapshot::new(volume, root, name.into(), time, slot);
-        snapshot.table = self.inodes.clone();
+        snapshot.table = self.inodes.packed().clone();
         self.leave_out_nameless(volume, id, &mut snapshot.table);
         self.snapshots.next = SnapshotId(next);
         self.snapshots.last_slot = slot;
@@ -477,6 +483,7 @@ impl Tree {
         let id = self.snapshots.named(volume, &command.name).ok_or(TreeError::NotFound)?;
         let before = self.snapshots.before(volume, id);
         let snapshot = self.snapshots.all.remove(&id).ok_or(TreeError::NotFound)?;
+        self.lent_past.clear();
         self.snapshots.slots.remove(&snapshot.slot);
         self.changes.by(NodeId(0));
         self.changes.inode(past(snapshot.slot, root));
@@ -500,7 +507,7 @@ impl Tree {
         let newest = self.snapshots.newest(volume);
         let mut taken = BTreeMap::<ChunkId, u64>::new();
         for ino in self.orphans.since.keys() {
-            let Some(inode) = self.inodes.get(ino).filter(|inode| inode.volume == volume) else {
+            let Some(inode) = self.inodes.get(*ino).filter(|inode| inode.volume == volume) else {
                 continue;
             };
             let is_young = |id| self.chunks.get(id).is_none_or(|chunk| chunk.birth >= newest);
@@ -537,7 +544,7 @@ impl Tree {
         self.snapshots.shelves.values().flat_map(move |shelf| {
             let of = |id: &SnapshotId| Some((*id, self.snapshots.all.get(id)?));
             let newer = shelf.ids.iter().skip(1).filter_map(of).map(|(_, newer)| &newer.table);
-            let newer: Vec<&Table> = newer.chain([&self.inodes]).collect();
+            let newer: Vec<&Table> = newer.chain([self.inodes.table()]).collect();
             let all: Vec<_> = shelf.ids.iter().filter_map(of).zip(newer).collect();
             all.into_iter().rev().map(|((id, snapshot), newer)| (id, snapshot, newer))
         })
@@ -549,7 +556,7 @@ impl Tree {
         let mut users = BTreeMap::<ChunkId, Vec<Ino>>::new();
         for (_, snapshot, newer) in self.pasts() {
             for change in changed(newer, &snapshot.table, snapshot.volume) {
-                let used = change.older.into_iter().flat_map(chunks_in);
+                let used = change.older.iter().flat_map(chunks_in);
                 for chunk in used.filter(|chunk| chunks.contains(chunk)).collect::<BTreeSet<_>>() {
                     users.entry(chunk).or_default().push(past(snapshot.slot, change.ino));
                 }
@@ -571,11 +578,10 @@ pub(super) fn chunks_in(inode: &Inode) -> impl Iterator<Item = ChunkId> {
 }
 
 /// An inode that is not the same in two states of a volume.
-#[derive(Clone, Copy)]
-pub(super) struct Changed<'a> {
+pub(super) struct Changed {
     pub ino: Ino,
-    pub newer: Option<&'a Inode>,
-    pub older: Option<&'a Inode>,
+    pub newer: Option<Inode>,
+    pub older: Option<Inode>,
 }
 
 /// What differs between two states, of the inodes of one volume. What they share is not looked at.
@@ -583,16 +589,10 @@ pub(super) fn changed<'a>(
     newer: &'a Table,
     older: &'a Table,
     volume: VolumeId,
-) -> impl Iterator<Item = Changed<'a>> {
-    use imbl::ordmap::DiffItem;
-    let all = newer.diff(older).map(|item| match item {
-        DiffItem::Add(ino, inode) => Changed { ino: *ino, newer: None, older: Some(inode) },
-        DiffItem::Remove(ino, inode) => Changed { ino: *ino, newer: Some(inode), older: None },
-        DiffItem::Update { old: (ino, newer), new: (_, older) } => {
-            Changed { ino: *ino, newer: Some(newer), older: Some(older) }
-        }
-    });
+) -> impl Iterator<Item = Changed> + 'a {
+    let all = newer.differences(older).map(|(ino, newer, older)| Changed { ino, newer, older });
     all.filter(move |change| {
-        change.newer.or(change.older).is_some_and(|inode| inode.volume == volume)
+        let inode = change.newer.as_ref().or(change.older.as_ref());
+        inode.is_some_and(|inode| inode.volume == volume)
     })
 }

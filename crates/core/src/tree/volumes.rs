@@ -12,7 +12,6 @@
 //! Leaves out on purpose: sums over nested volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use imbl::OrdMap;
 use unum_proto::ids::{Ino, NodeId, VolumeId};
@@ -222,7 +221,7 @@ impl Tree {
         self.volumes.all.insert(id, volume);
         self.volumes.add_inode(id);
         self.snapshots.shelve(id, ino, Time::ZERO);
-        self.inodes.insert(ino, Arc::new(inode));
+        self.inodes.insert(ino, inode);
         self.cover_newborn(parent, ino);
         self.add_name(now, parent, name, ino, Kind::Directory);
         self.inode_reply(ino, true)
@@ -308,7 +307,7 @@ impl Tree {
     /// What is wrong with the volumes, everything counted anew. Names are looked at elsewhere.
     pub(super) fn check_volumes(&self, faults: &mut Vec<String>) {
         let mut used: BTreeMap<VolumeId, (u64, u64)> = BTreeMap::new();
-        for (&ino, inode) in self.inodes.iter() {
+        for (ino, inode) in self.inodes.iter() {
             let (inodes, bytes) = used.entry(inode.volume).or_default();
             *inodes += 1;
             *bytes += inode.allocated();
@@ -337,9 +336,9 @@ impl Tree {
     }
 
     /// Whether an inode may have a name in this directory, as far as volumes go.
-    pub(super) fn may_be_named(&self, directory: &Inode, ino: Ino, inode: &Inode) -> bool {
-        let root = self.volumes.all.get(&inode.volume).map(|volume| volume.root);
-        (directory.volume == inode.volume) != (root == Some(ino))
+    pub(super) fn may_be_named(&self, directory: VolumeId, ino: Ino, volume: VolumeId) -> bool {
+        let root = self.volumes.all.get(&volume).map(|volume| volume.root);
+        (directory == volume) != (root == Some(ino))
     }
 }
 

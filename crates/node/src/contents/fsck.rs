@@ -347,7 +347,7 @@ impl Run<'_> {
             let replicas = self.contents.parts.replicas.clone();
             let any = aside(move || {
                 tree.chunks_after(None).any(|(id, chunk)| {
-                    let wanted = replicas.wanted_of(&tree, chunk);
+                    let wanted = replicas.wanted_of(&tree, &chunk);
                     matches!(view.need(id, &chunk.replicas, wanted), Need::Copies(_))
                 })
             });
@@ -504,8 +504,8 @@ fn paths_of(tree: &Tree, wanted: &BTreeSet<Ino>) -> Paths {
     let of_snapshots = wanted.iter().any(|ino| is_past(*ino));
     while let Some((directory, path)) = open.pop().or_else(|| shelves.pop()) {
         let Ok(entries) = tree.read_directory(directory, 0) else { continue };
-        for entry in entries.filter(|entry| !matches!(entry.name, b"." | b"..")) {
-            let below = joined(&path, entry.name);
+        for entry in entries.filter(|entry| !matches!(&*entry.name, b"." | b"..")) {
+            let below = joined(&path, &entry.name);
             if wanted.contains(&entry.ino) {
                 paths.entry(entry.ino).or_insert_with(|| below.clone());
             }

@@ -21,6 +21,7 @@ mod repair;
 mod scrub;
 mod survey;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -172,7 +173,11 @@ impl Contents {
         let replicas = &self.parts.replicas;
         self.look(|tree| {
             let chunks = tree.chunks_after(after).take(scan_max);
-            chunks.map(|(id, c)| (id, c.clone(), replicas.wanted_of(tree, c))).collect()
+            let wanted = |(id, chunk)| {
+                let wanted = replicas.wanted_of(tree, &chunk);
+                (id, chunk, wanted)
+            };
+            chunks.map(wanted).collect()
         })
     }
 
@@ -184,7 +189,10 @@ impl Contents {
     /// What the registry knows of a chunk, if it wants it on this node.
     fn wanted_here(&self, id: ChunkId) -> Option<Chunk> {
         let node = self.parts.node;
-        self.look(|tree| tree.chunk(id).filter(|c| c.replicas.contains(&node)).cloned())
+        self.look(|tree| {
+            let chunk = tree.chunk(id).filter(|chunk| chunk.replicas.contains(&node));
+            chunk.map(Cow::into_owned)
+        })
     }
 
     /// Records where a chunk is, unless somebody else has done so meanwhile.

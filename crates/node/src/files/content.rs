@@ -61,6 +61,7 @@ impl Plan {
                 None => plan.zeros(extent.length),
                 Some(source) => {
                     let chunk = tree.chunk(source.chunk);
+                    let chunk = chunk.as_deref();
                     plan.pieces.push(PlanPiece::Chunk {
                         id: source.chunk,
                         hash: chunk.map_or_else(Hash::default, |chunk| chunk.hash),

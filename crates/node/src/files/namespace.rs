@@ -217,7 +217,7 @@ impl Call<'_> {
             let mut buffer = DirectoryBuffer::new(size);
             for listed in tree.read_directory(self.ino, offset)? {
                 let kind = kind_bits(listed.kind.to_proto());
-                let added = buffer.add(Nodeid(listed.ino.0), listed.cookie, kind, listed.name);
+                let added = buffer.add(Nodeid(listed.ino.0), listed.cookie, kind, &listed.name);
                 if added == Added::Full {
                     break;
                 }

@@ -57,6 +57,12 @@ impl Applied {
         self.local.as_ref().map_or(self.state.tree(), Local::tree)
     }
 
+    /// Whether the looks at its trees have taken memory that should be given back.
+    pub fn wants_tidying(&self) -> bool {
+        self.state.tree().wants_tidying()
+            || self.local.as_ref().is_some_and(|local| local.tree().wants_tidying())
+    }
+
     fn execute(&mut self, batch: &wire::Batch) -> Vec<Bytes> {
         self.state.record_tree(self.local.is_some());
         let replies = self.state.execute(batch);
@@ -134,6 +140,15 @@ impl Shared {
         };
         // The sender lives as long as this registry.
         let _ = woken.await;
+    }
+
+    /// Gives back what looks at the trees have taken, if nobody is looking or changing just now: who is does so later.
+    pub fn tidy(&self) {
+        if let Ok(mut applied) = self.applied.try_write() {
+            let applied = &mut *applied;
+            applied.state.tidy();
+            applied.local.iter_mut().for_each(Local::tidy);
+        }
     }
 
     pub fn write(&self) -> RwLockWriteGuard<'_, Applied> {

@@ -52,6 +52,7 @@ use unum_proto::registry::{self as wire, Command, reply};
 
 use barrier::Confirmed;
 use limits::{COMMAND_BYTES_MAX, DEADLINE_DEFAULT, RETRY_PAUSE, SHUTDOWN_TIMEOUT};
+use machine::Applied;
 use pipeline::{Group, Outcome};
 use shell::Core;
 
@@ -283,13 +284,24 @@ impl<RT: AsyncRuntime> RegistryOn<RT> {
 
     /// Reads what is applied here. Without a barrier before it, that may be old.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.core.shared.read().state)
+        self.look(|applied| look(&applied.state))
     }
 
     /// Reads the file tree as programs of this node see it: with what they changed and the log does not
     /// have yet.
     pub fn read_tree<T>(&self, look: impl FnOnce(&Tree) -> T) -> T {
-        look(self.core.shared.read().tree())
+        self.look(|applied| look(applied.tree()))
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Applied) -> T) -> T {
+        let applied = self.core.shared.read();
+        let seen = look(&applied);
+        let untidy = applied.wants_tidying();
+        drop(applied);
+        if untidy {
+            self.core.shared.tidy();
+        }
+        seen
     }
 
     /// Looks at what this node changed and the log does not have yet.

@@ -168,8 +168,8 @@ impl Cluster {
     fn covered_file(&self, node: NodeId, at: usize) -> Option<Ino> {
         let view = self.view(node);
         let regular = |ino: &Ino| view.inode(*ino).is_ok_and(|inode| inode.extents().is_ok());
-        let covered = view.inodes.keys().filter(|ino| view.holder_of(**ino) == Some(node));
-        let files: Vec<Ino> = covered.filter(|ino| regular(ino)).copied().collect();
+        let covered = inos(view).filter(|ino| view.holder_of(*ino) == Some(node));
+        let files: Vec<Ino> = covered.filter(|ino| regular(ino)).collect();
         files.get(at % files.len().max(1)).copied()
     }
 
@@ -303,13 +303,13 @@ impl Cluster {
             }
         });
         let mut bytes = Vec::new();
-        for (ino, inode) in &tree.inodes {
+        for (ino, inode) in tree.inodes.iter() {
             for extent in inode.extents().into_iter().flat_map(|map| map.iter()) {
                 let Some(source) = extent.source else { continue };
                 // Only short ones are folded.
                 for at in 0..extent.length.min(16) {
                     let (chunk, offset) = self.origin(source.chunk, u64::from(source.offset) + at);
-                    bytes.push((*ino, extent.offset + at, chunk, offset));
+                    bytes.push((ino, extent.offset + at, chunk, offset));
                 }
             }
         }
@@ -359,9 +359,13 @@ impl Cluster {
     }
 }
 
+fn inos(tree: &Tree) -> impl Iterator<Item = Ino> {
+    tree.inodes.iter().map(|(ino, _)| ino)
+}
+
 /// The inode at this place among all.
 fn nth(tree: &Tree, at: u64) -> u64 {
-    let inos: Vec<u64> = tree.inodes.keys().map(|ino| ino.0).collect();
+    let inos: Vec<u64> = inos(tree).map(|ino| ino.0).collect();
     inos[at as usize % inos.len()]
 }
 

@@ -185,7 +185,7 @@ fn apply(world: &mut World, op: &Op) -> Result<(), TreeError> {
 fn listing(tree: &Tree, ino: u64) -> BTreeMap<String, u64> {
     let listed = tree.read_directory(Ino(ino), COOKIE_PARENT);
     let listed = listed.into_iter().flatten();
-    listed.map(|l| (String::from_utf8_lossy(l.name).into_owned(), l.ino.0)).collect()
+    listed.map(|l| (String::from_utf8_lossy(&l.name).into_owned(), l.ino.0)).collect()
 }
 
 proptest! {

@@ -49,7 +49,7 @@ fn step(world: &mut World, words: &[&str]) -> Result<String, TreeError> {
 /// Every path with inode, link count and, for a directory, what `..` is.
 fn dump(tree: &Tree, at: Ino, path: &str, out: &mut String) {
     for listed in tree.read_directory(at, COOKIE_PARENT).expect("a directory") {
-        let path = format!("{path}/{}", String::from_utf8_lossy(listed.name));
+        let path = format!("{path}/{}", String::from_utf8_lossy(&listed.name));
         let attributes = tree.attributes(listed.ino).expect("an inode");
         let _ = write!(out, "{path} {:?} {} n{}", listed.kind, listed.ino.0, attributes.nlink);
         if listed.kind == Kind::Directory {
@@ -250,7 +250,7 @@ fn readdir_goes_on_where_it_was_while_names_change() {
     let list = |world: &World, after, max| -> (Vec<String>, u64) {
         let listed: Vec<_> =
             world.tree.read_directory(ROOT, after).expect("root").take(max).collect();
-        let names = listed.iter().map(|l| String::from_utf8_lossy(l.name).into_owned());
+        let names = listed.iter().map(|l| String::from_utf8_lossy(&l.name).into_owned());
         (names.collect(), listed.last().map_or(after, |l| l.cookie))
     };
     let (names, cookie) = list(&world, 0, 4);

@@ -16,7 +16,6 @@ mod model;
 mod stream;
 
 use super::*;
-use crate::tree::snapshots::Table;
 
 impl World {
     fn new_volume(&mut self, parent: Ino, name: &str) -> Ino {
@@ -66,7 +65,7 @@ fn furnished() -> (World, VolumeId, Ino) {
 
 fn listed(tree: &Tree, ino: Ino) -> Vec<String> {
     let all = tree.read_directory(ino, COOKIE_PARENT).expect("listed");
-    all.map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect()
+    all.map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect()
 }
 
 #[test]

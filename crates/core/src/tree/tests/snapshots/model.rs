@@ -41,8 +41,8 @@ fn look_at(tree: &Tree, ino: Ino, path: String, roots: &[Ino], seen: &mut Seen) 
         return;
     }
     for listed in tree.read_directory(ino, COOKIE_PARENT).expect("listed") {
-        assert_eq!(tree.lookup(ino, listed.name), Ok(listed.ino));
-        let below = format!("{path}/{}", String::from_utf8_lossy(listed.name));
+        assert_eq!(tree.lookup(ino, &listed.name), Ok(listed.ino));
+        let below = format!("{path}/{}", String::from_utf8_lossy(&listed.name));
         let is_directory = listed.kind == Kind::Directory;
         if roots.contains(&Ino(plain(listed.ino))) {
             continue;
@@ -66,13 +66,13 @@ fn used_by(tree: &Tree, inode: &Inode) -> Lengths {
 /// The chunks that inodes of a volume use.
 fn used(tree: &Tree, volume: VolumeId) -> Lengths {
     let own = tree.inodes.values().filter(|inode| inode.volume == volume);
-    own.flat_map(|inode| used_by(tree, inode)).collect()
+    own.flat_map(|inode| used_by(tree, &inode)).collect()
 }
 
 /// What a new snapshot uses: what has a name, or has anything that the one before uses.
 fn used_next(tree: &Tree, volume: VolumeId, before: Option<&Kept>) -> Lengths {
     let own = tree.inodes.values().filter(|inode| inode.volume == volume);
-    let all = own.map(|inode| (inode.nlink > 0, used_by(tree, inode)));
+    let all = own.map(|inode| (inode.nlink > 0, used_by(tree, &inode)));
     let shared = |id: &ChunkId| before.is_some_and(|before| before.chunks.contains_key(id));
     let all = all.filter(|(named, chunks)| *named || chunks.keys().any(shared));
     all.flat_map(|(_, chunks)| chunks).collect()
@@ -162,7 +162,7 @@ impl Model {
     }
 
     fn nth(&self, at: usize) -> Ino {
-        let inos: Vec<Ino> = self.world.tree.inodes.keys().copied().collect();
+        let inos: Vec<Ino> = self.world.tree.inodes.iter().map(|(ino, _)| ino).collect();
         inos[at % inos.len()]
     }
 
