@@ -85,7 +85,7 @@ impl<V: Packing> Block<V> {
     pub fn pack(&mut self) {
         if let Self::Open(entries) = self {
             let entries = Arc::make_mut(entries);
-            entries.iter_mut().for_each(|(_, value)| value.settle());
+            entries.iter_mut().for_each(|(_, value)| value.pack_within());
             *self = Self::Packed(Arc::new(PackedEntries::new(entries)));
         }
     }

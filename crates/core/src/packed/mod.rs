@@ -40,7 +40,7 @@ pub trait Packing: Clone {
     fn unpack(key: &Self::Key, base: &mut Self::Base, from: &mut Reader<'_>) -> Self;
 
     /// Packs what is in the value, before its block is packed.
-    fn settle(&mut self) {}
+    fn pack_within(&mut self) {}
 }
 
 pub struct PackedMap<V: Packing> {

@@ -263,6 +263,8 @@ impl TreeLoader {
             return Err(SnapshotError::Format(header.format));
         }
         self.put(record).map_err(malformed)?;
+        // What is read is no change.
+        self.tree.take_changes();
         self.records += 1;
         Ok(())
     }
@@ -274,8 +276,6 @@ impl TreeLoader {
         }
         let mut tree = self.tree;
         tree.restore_covered();
-        // What was read is no change.
-        tree.take_changes();
         let faults = tree.check();
         if faults.is_empty() { Ok(tree) } else { Err(SnapshotError::Inconsistent(faults)) }
     }

@@ -83,7 +83,7 @@ impl Packing for Inode {
         Ino(before.map_or(0, |ino| ino.0) + from.number())
     }
 
-    fn settle(&mut self) {
+    fn pack_within(&mut self) {
         if let Body::Directory(directory) = &mut self.body {
             directory.pack();
         }
